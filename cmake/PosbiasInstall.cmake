@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+# Installs the headers and a package for find_package(posbias).
+include(CMakePackageConfigHelpers)
+include(GNUInstallDirs)
+
+set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/posbias)
+
+if(POSBIAS_EIGEN_FETCHED)
+  # Whoever uses the installed package brings an Eigen of their own; the download stays in the build tree.
+  install(TARGETS posbias_fetched_eigen EXPORT posbiasTargets)
+endif()
+install(TARGETS posbias EXPORT posbiasTargets FILE_SET HEADERS)
+install(EXPORT posbiasTargets NAMESPACE posbias:: DESTINATION ${package_dir})
+if(TARGET posbias_io)
+  install(TARGETS posbias_io EXPORT posbiasIoTargets FILE_SET HEADERS)
+  install(EXPORT posbiasIoTargets NAMESPACE posbias:: DESTINATION ${package_dir})
+endif()
+
+configure_package_config_file(cmake/posbiasConfig.cmake.in posbiasConfig.cmake INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(posbiasConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES
+  ${CMAKE_CURRENT_BINARY_DIR}/posbiasConfig.cmake
+  ${CMAKE_CURRENT_BINARY_DIR}/posbiasConfigVersion.cmake
+  cmake/PosbiasEigen.cmake
+  DESTINATION ${package_dir}
+)
+install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The results, as a table for people and as comma-separated values for programs.
+#pragma once
+
+#include <cstdio>
+#include <ostream>
+#include <string>
+
+#include "transformer/experiment.hpp"
+#include "transformer/parameters.hpp"
+
+namespace demo {
+
+/// The heading of the i-th test length.
+inline std::string column_title(const Experiment& experiment, std::size_t i) {
+  const Index length = experiment.test_lengths[i];
+  std::string title = i == 0 ? "bits/char at " : "  ";
+  title += std::to_string(length);
+  if (length == experiment.budget.length) title += " (trained)";
+  return title;
+}
+
+/// What was trained on what, and the table's heading.
+inline void print_heading(const Experiment& experiment, const std::string& path, const char* note) {
+  const auto& [corpus, shape, budget, test_lengths, stretch, stretches] = experiment;
+  Random random(budget.seed);
+  Transformer<float, posbias::Identity> model(shape, posbias::Identity(), random);
+  std::printf("Text: %s, %td file%s without the comments at the top (licences);\n", path.c_str(), corpus.files,
+              corpus.files == 1 ? "" : "s");
+  std::printf("      %zu characters to train on, %zu held out, %td symbols.\n", corpus.training.size(),
+              corpus.held_out.size(), corpus.symbols);
+  std::printf("Model: %td layers, %td heads, width %td; %td parameters besides those of the scheme.\n", shape.layers,
+              shape.heads, shape.width(), count_values(parameter_views(model)));
+  std::printf("Training: %td steps of %td windows of %td characters, seed %llu; the same for every scheme.\n",
+              budget.steps, budget.batch, budget.length, static_cast<unsigned long long>(budget.seed));
+  std::printf(
+      "Test: %td held-out characters, the same at every length, in windows that are read independently;\n"
+      "      the mean over all positions of the windows.\n%s\n",
+      experiment.tested_characters(), note);
+
+  std::printf("%-20s  %6s  %8s", "scheme", "params", "ms/step");
+  for (std::size_t i = 0; i < test_lengths.size(); ++i) std::printf("  %s", column_title(experiment, i).c_str());
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+inline void print_row(const Experiment& experiment, const Result& result) {
+  std::printf("%-20s  %6td  %8.2f", result.scheme.c_str(), result.parameters, result.milliseconds_per_step);
+  for (std::size_t i = 0; i < result.bits_per_character.size(); ++i)
+    std::printf("  %*.3f", static_cast<int>(column_title(experiment, i).size()), result.bits_per_character[i]);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+inline void write_csv_heading(std::ostream& csv, const Experiment& experiment) {
+  csv << "scheme,params,ms_per_step";
+  for (const Index length : experiment.test_lengths) csv << ",bits_per_char_" << length;
+  csv << std::endl;
+}
+
+inline void write_csv_row(std::ostream& csv, const Result& result) {
+  csv << result.scheme << ',' << result.parameters << ',' << result.milliseconds_per_step;
+  for (const double bits : result.bits_per_character) csv << ',' << bits;
+  csv << std::endl;
+}
+
+}  // namespace demo

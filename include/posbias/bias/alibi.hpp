@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// ALiBi, attention with linear biases (Press et al., 2022, arXiv 2108.12409).
+///
+///     mask(h, i, j) += -slope_h · |pos_q(i) - pos_k(j)| / divide
+///
+/// Slopes of n heads, n a power of two: 2^(-8/n), 2^(-16/n), ..., 2^-8. For other n the paper's code takes the
+/// slopes of the largest power of two n' < n, then every other one of 2n':
+///
+///     8 heads    1/2 1/4 1/8 1/16 1/32 1/64 1/128 1/256
+///     6 heads    1/4 1/16 1/64 1/256, then 1/2 1/8
+///
+/// `use_n_heads` gives the first heads the slopes of that many heads and the rest slope 0. `asymmetric` is for
+/// bidirectional models: heads pair up and share a slope, even heads may not look back (keys before the query are
+/// -inf), odd ones not ahead; heads of slope 0 see both sides.
+///
+/// Shapes: mask (B, *, NH, L1, L2). Cost: L1+L2-1 values a head and one pass over the mask. Accuracy: evaluated in
+/// double, rounded once.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "posbias/bias/relative_bias.hpp"
+#include "posbias/kernel/divide.hpp"
+
+namespace posbias {
+
+/// Options of `ALiBi`.
+struct ALiBiOptions {
+  Index n_heads = 0;         ///< heads, NH; required
+  Index use_n_heads = all;   ///< how many of them are biased; 1 .. n_heads
+  bool asymmetric = false;   ///< even heads look ahead only, odd heads back only
+  double divide = 1;         ///< differences of positions are divided by this; > 0
+  bool learned_div = false;  ///< the divisor is a parameter that starts at `divide`
+};
+
+/// Adds a penalty that grows with the distance of query and key (hook `mod_mask`). Parameters: "div" (), the
+/// logarithm of the divisor, if learned_div.
+template <class Scalar>
+class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
+  using Base = RelativeBias<ALiBi, Scalar, Divide<Scalar>>;
+
+ public:
+  using Options = ALiBiOptions;
+  using typename Base::Gradients;
+  static constexpr std::string_view name = "ALiBi";
+
+  /// Throws OptionError. Nothing is random, so the seed is not used.
+  explicit ALiBi(const Options& options, std::uint64_t /*seed*/ = 0)
+      : Base(Divide<Scalar>(name, options.divide, options.learned_div)), options_(options) {
+    if (options.n_heads < 1)
+      detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it is required, and must be positive");
+    if (options.use_n_heads == all) options_.use_n_heads = options.n_heads;
+    if (options_.use_n_heads < 1 || options_.use_n_heads > options.n_heads)
+      detail::fail<OptionError>(name, ": use_n_heads = ", options.use_n_heads,
+                                "; it must be from 1 to n_heads = ", options.n_heads);
+    slopes_ = get_slopes(options_.use_n_heads);
+    if (options.asymmetric)
+      for (std::size_t h = 1; h < slopes_.size(); h += 2) slopes_[h] = slopes_[h - 1];
+    slopes_.resize(static_cast<std::size_t>(options.n_heads), 0);
+  }
+
+  [[nodiscard]] const Options& options() const { return options_; }
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
+
+  /// The slopes of an ALiBi with this many heads, all used.
+  [[nodiscard]] static std::vector<double> get_slopes(Index heads) {
+    if (heads < 1) detail::fail<OptionError>(name, "::get_slopes: heads = ", heads, "; it must be positive");
+    Index power = 1;
+    while (2 * power <= heads) power *= 2;
+    std::vector<double> slopes;
+    for (Index i = 1; i <= power; ++i)
+      slopes.push_back(std::exp2(-8 * static_cast<double>(i) / static_cast<double>(power)));
+    for (Index i = 1; power + i <= heads; ++i)
+      slopes.push_back(std::exp2(-4 * static_cast<double>(2 * i - 1) / static_cast<double>(power)));
+    return slopes;
+  }
+
+  /// The bias (NH, i, j) of the last i of j tokens as queries, as in x-transformers and zeta.
+  [[nodiscard]] auto get_bias(Index i, Index j) const { return this->bias(i, j, {.q = Positions::range(j - i)}); }
+  [[nodiscard]] auto operator()(Index i, Index j) const { return get_bias(i, j); }
+
+  void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
+    const double divisor = this->parameters_.divisor();
+    for (Index h = head; h < head + heads; ++h)
+      for (const double r : relative)
+        *values++ = blocked(h, r) ? -std::numeric_limits<Scalar>::infinity()
+                                  : static_cast<Scalar>(-slope(h) * (std::abs(r) / divisor));
+  }
+
+  /// With y = |r| / divisor the bias is -slope·y; what is blocked does not move.
+  void evaluate_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,
+                         Gradients& grads) const {
+    const double divisor = this->parameters_.divisor();
+    double sum = 0;
+    for (Index h = head; h < head + heads; ++h)
+      for (const double r : relative) {
+        const double grad = *grad_values++;
+        if (!blocked(h, r)) sum -= grad * slope(h) * (std::abs(r) / divisor);
+      }
+    this->parameters_.backward(sum, grads);
+  }
+
+ private:
+  [[nodiscard]] double slope(Index h) const { return slopes_[static_cast<std::size_t>(h)]; }
+
+  /// `relative` is key minus query.
+  [[nodiscard]] bool blocked(Index h, double relative) const {
+    if (!options_.asymmetric || h >= options_.use_n_heads) return false;
+    return h % 2 == 0 ? relative < 0 : relative > 0;
+  }
+
+  Options options_;
+  std::vector<double> slopes_;  // one a head
+};
+
+}  // namespace posbias

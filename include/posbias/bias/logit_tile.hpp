@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A rectangle of logits: what a bias adds itself to.
+///
+/// `mod_mask` hands out tiles of the user's mask; fused attention hands out the tile it has in cache. Both call the
+/// same `add_to`, so they can only agree.
+#pragma once
+
+#include "posbias/core/parameters.hpp"
+
+namespace posbias {
+
+/// Logits of batch entry `batch`, heads [head, head + heads), queries [query, query + queries) and keys [key, key +
+/// keys); `data` is the first of them.
+template <class Scalar>
+struct LogitTile {
+  Scalar* data;
+  Index head_stride, query_stride, key_stride;
+  Index batch;
+  Index head, heads, query, queries, key, keys;
+
+  /// The row of logits of one head and query, both counted within the tile.
+  [[nodiscard]] Scalar* row(Index h, Index i) const { return data + h * head_stride + i * query_stride; }
+};
+
+}  // namespace posbias

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the library throws, and the one place it throws from.
+///
+/// Every check runs in every build and before anything is written; NDEBUG changes nothing. A message names the
+/// function, the argument, what was expected and what came:
+///
+///     ALiBi::mod_mask: mask has 8 heads; n_heads = 12
+///
+/// Catch the standard base (`std::invalid_argument`, `std::runtime_error`) or the tag `posbias::Error`, which is a
+/// base of them all.
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <cstdio>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace posbias {
+
+/// Base of everything this library throws on purpose.
+class Error {
+ public:
+  /// The message; the same text as the standard exception's.
+  [[nodiscard]] virtual const char* what() const noexcept = 0;
+
+ protected:
+  Error() = default;
+  Error(const Error&) = default;
+  Error& operator=(const Error&) = default;
+  ~Error() = default;
+};
+
+namespace detail {
+template <class Base>
+class TaggedError : public Base, public Error {
+ public:
+  explicit TaggedError(const std::string& message) : Base(message) {}
+  [[nodiscard]] const char* what() const noexcept override { return Base::what(); }
+};
+}  // namespace detail
+
+/// A tensor's shape does not fit the module or the other arguments.
+class ShapeError : public detail::TaggedError<std::invalid_argument> {
+  using TaggedError::TaggedError;
+};
+
+/// An option of a module is missing or out of its range.
+class OptionError : public detail::TaggedError<std::invalid_argument> {
+  using TaggedError::TaggedError;
+};
+
+/// A position is NaN, infinite, out of range, or not an integer where one is needed.
+class PositionError : public detail::TaggedError<std::invalid_argument> {
+  using TaggedError::TaggedError;
+};
+
+/// A file or buffer is not what its format promises.
+class FormatError : public detail::TaggedError<std::runtime_error> {
+  using TaggedError::TaggedError;
+};
+
+namespace detail {
+
+inline void append(std::string& text, std::string_view part) {
+  text += part;
+}
+
+template <std::integral Integer>
+void append(std::string& text, Integer part) {
+  text += std::to_string(part);
+}
+
+inline void append(std::string& text, double part) {
+  char digits[32];
+  std::snprintf(digits, sizeof digits, "%.9g", part);
+  text += digits;
+}
+
+/// A shape prints as "(2, 3, 5)".
+template <class Integer, std::size_t Extent>
+void append(std::string& text, std::span<Integer, Extent> shape) {
+  text += '(';
+  for (std::size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ", ";
+    append(text, shape[i]);
+  }
+  text += ')';
+}
+
+template <std::integral Integer, std::size_t Rank>
+void append(std::string& text, const std::array<Integer, Rank>& shape) {
+  append(text, std::span(shape));
+}
+
+/// The single throw point: joins the parts and throws. Kept out of line, so that a check costs a compare and a jump
+/// that is never taken.
+template <class Exception, class... Parts>
+[[noreturn, gnu::cold, gnu::noinline]] void fail(const Parts&... parts) {
+  std::string message;
+  (append(message, parts), ...);
+  throw Exception(message);
+}
+
+}  // namespace detail
+}  // namespace posbias

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The hooks every positional module has, so that an attention layer is written once and takes any of them.
+///
+///     tokens x ──► q, k, v ──► logits = scale·q·kᵀ + mask ──► softmax ──► ·v
+///        ▲            ▲                            ▲
+///      mod_x       mod_qkv                      mod_mask
+///
+/// A hook that a module does not use is the identity. Hooks work in place and are const; their adjoints transform
+/// gradients in place and add the parameters' gradients to `grads`.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <limits>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "posbias/core/parameters.hpp"
+#include "posbias/core/positions.hpp"
+#include "posbias/core/tensor_view.hpp"
+
+namespace posbias {
+
+namespace detail {
+
+/// A new mask (B, *, NH, L1, L2) of q's scalar and layout, all 0: every query may attend to every key.
+template <TensorLike Q, TensorLike K, TensorLike V>
+auto zero_mask(std::string_view module, const Q& q, const K& k, const V& v) {
+  const AttentionShape shape = attention_shape(module, "make_mask", q, k, v);
+  using Scalar = typename Traits<Q>::Scalar;
+  constexpr int rank = Traits<Q>::rank;
+  Eigen::array<Index, rank> sizes;
+  std::copy_n(shape.leading.sizes.begin(), rank - 3, sizes.begin());
+  sizes[rank - 3] = shape.heads;
+  sizes[rank - 2] = shape.queries;
+  sizes[rank - 1] = shape.keys;
+  Eigen::Tensor<Scalar, rank, Traits<Q>::layout> mask(sizes);
+  std::fill_n(mask.data(), mask.size(), Scalar(0));
+  return mask;
+}
+
+/// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf.
+template <TensorLike Mask, TensorLike Smaller>
+void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
+  using Scalar = typename Traits<Mask>::Scalar;
+  const auto to = view<3>(mask);
+  const auto from = view<3>(smaller);
+  const Index top = to.shape[1] - from.shape[1];
+  const Index left = to.shape[2] - from.shape[2];
+  if (from.leading != to.leading || from.shape[0] != to.shape[0] || top < 0 || left < 0)
+    fail<ShapeError>(module, "::make_mask: mask has shape ", shape_of(smaller), "; q and k make one of shape ",
+                     shape_of(mask), ", of which only the last two dimensions may be smaller");
+  for (Index n = 0; n < from.batches(); ++n)
+    for (Index h = 0; h < from.shape[0]; ++h)
+      for (Index i = 0; i < from.shape[1]; ++i)
+        for (Index j = 0; j < from.shape[2]; ++j) {
+          const auto value = from.batch(n)[h * from.strides[0] + i * from.strides[1] + j * from.strides[2]];
+          Scalar& entry = to.batch(n)[h * to.strides[0] + (i + top) * to.strides[1] + (j + left) * to.strides[2]];
+          if constexpr (TensorOf<Smaller, bool>)
+            entry = value ? Scalar(0) : -std::numeric_limits<Scalar>::infinity();
+          else
+            entry = value;
+        }
+}
+
+}  // namespace detail
+
+/// Base of all modules (CRTP): owns the parameters, and is the identity at every hook until `Derived` says
+/// otherwise. `Derived` has a `static constexpr std::string_view name`.
+template <class Derived, class Parameters = NoParameters>
+class Module {
+ public:
+  /// Same names and shapes as the parameters, visited the same way.
+  using Gradients = Parameters;
+
+  /// Modifies the token embeddings x (B, *, L, H).
+  template <TensorLike X>
+  void mod_x(X&&, const TokenPositions& = {}) const {}
+
+  /// Modifies q (B, *, L1, NH, H), k (B, *, L2, NH, H) and v (B, *, L2, NH, H).
+  template <TensorLike Q, TensorLike K, TensorLike V>
+  void mod_qkv(Q&&, K&&, V&&, const PairPositions& = {}) const {}
+
+  /// Modifies the additive mask (B, *, NH, L1, L2), given q, k, v as `mod_qkv` left them.
+  template <TensorLike M, TensorLike Q, TensorLike K, TensorLike V>
+  void mod_mask(M&&, const Q&, const K&, const V&, const PairPositions& = {}) const {}
+
+  /// `mod_mask` for "no mask yet": a new mask of q's scalar and layout.
+  template <TensorLike Q, TensorLike K, TensorLike V>
+  [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    auto mask = detail::zero_mask(Derived::name, q, k, v);
+    derived().mod_mask(mask, q, k, v, at);
+    return mask;
+  }
+
+  /// `mod_mask` of an additive or bool mask (true: may attend) whose last two dimensions may be smaller than L1,
+  /// L2: it is aligned right and bottom, what is missing is 0.
+  template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Smaller>
+  requires TensorOf<Smaller, bool, detail::Traits<Q>::rank> ||
+      TensorOf<Smaller, typename detail::Traits<Q>::Scalar, detail::Traits<Q>::rank>
+  [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at,
+                               const Smaller& smaller) const {
+    auto mask = detail::zero_mask(Derived::name, q, k, v);
+    detail::place_mask(Derived::name, mask, smaller);
+    derived().mod_mask(mask, q, k, v, at);
+    return mask;
+  }
+
+  /// Adjoint of `mod_x`: grad_x is the gradient of the modified x, and becomes that of the original.
+  template <TensorLike G>
+  void mod_x_backward(G&&, const TokenPositions&, Gradients&) const {}
+
+  /// Adjoint of `mod_qkv`, with q, k, v as the forward hook returned them.
+  template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Q1, TensorLike K1, TensorLike V1>
+  void mod_qkv_backward(Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
+
+  /// Adjoint of `mod_mask`: grad_mask stays as it is (the bias is added), what q and k contributed is added to
+  /// grad_q and grad_k.
+  template <TensorLike M, TensorLike Q, TensorLike K, TensorLike V, TensorLike Q1, TensorLike K1, TensorLike V1>
+  void mod_mask_backward(M&&, Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
+
+  /// Gradients of zero, for the adjoints to add to.
+  [[nodiscard]] Gradients zero_gradients() const {
+    Gradients gradients = parameters_;
+    for_each_parameter(gradients, [](std::string_view, auto& tensor) { std::fill_n(tensor.data(), tensor.size(), 0); });
+    return gradients;
+  }
+
+  /// Use `for_each_parameter(module, visitor)`.
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor& visitor) {
+    if constexpr (std::is_const_v<Self>)
+      Parameters::visit(static_cast<const Module&>(self).parameters_, visitor);
+    else
+      Parameters::visit(static_cast<Module&>(self).parameters_, visitor);
+  }
+
+ protected:
+  Module() = default;
+  explicit Module(Parameters parameters) : parameters_(std::move(parameters)) {}
+
+  [[nodiscard]] const Derived& derived() const { return static_cast<const Derived&>(*this); }
+
+  /// True if there is anything to learn.
+  [[nodiscard]] bool has_parameters() const {
+    bool any = false;
+    for_each_parameter(parameters_, [&](std::string_view, const auto&) { any = true; });
+    return any;
+  }
+
+  /// Throws ShapeError unless `gradients` has the parameters' names and sizes: those of another module do not.
+  void check_gradients(std::string_view hook, const Gradients& gradients) const {
+    struct Entry {
+      std::string_view name;
+      Index size;
+    };
+    std::vector<Entry> mine;
+    std::size_t matched = 0;
+    for_each_parameter(parameters_, [&](std::string_view name, const auto& tensor) {
+      mine.push_back({name, static_cast<Index>(tensor.size())});
+    });
+    for_each_parameter(gradients, [&](std::string_view name, const auto& tensor) {
+      if (matched >= mine.size() || mine[matched].name != name)
+        detail::fail<ShapeError>(Derived::name, "::", hook, ": grads has an entry ", name,
+                                 " that the module does not learn; use its zero_gradients()");
+      if (mine[matched].size != tensor.size())
+        detail::fail<ShapeError>(Derived::name, "::", hook, ": grads entry ", name, " has ", tensor.size(),
+                                 " values; the parameter has ", mine[matched].size);
+      ++matched;
+    });
+    if (matched != mine.size())
+      detail::fail<ShapeError>(Derived::name, "::", hook, ": grads lacks an entry ", mine[matched].name,
+                               "; use the module's zero_gradients()");
+  }
+
+  Parameters parameters_;
+};
+
+/// No positional information: every hook is the identity.
+class Identity : public Module<Identity> {
+ public:
+  static constexpr std::string_view name = "Identity";
+};
+
+/// What a transformer may ask of a module for tensors of `Scalar`.
+template <class M, class Scalar>
+concept PositionalModule = requires(const M& m, typename M::Gradients& grads,
+                                    Eigen::Tensor<Scalar, 3, Eigen::RowMajor>& x,
+                                    Eigen::Tensor<Scalar, 4, Eigen::RowMajor>& t, const TokenPositions& token,
+                                    const PairPositions& pair) {
+  m.mod_x(x, token);
+  m.mod_qkv(t, t, t, pair);
+  m.mod_mask(t, t, t, t, pair);
+  m.make_mask(t, t, t, pair);
+  m.mod_x_backward(x, token, grads);
+  m.mod_qkv_backward(t, t, t, t, t, t, pair, grads);
+  m.mod_mask_backward(t, t, t, t, t, t, t, pair, grads);
+  { m.zero_gradients() } -> std::same_as<typename M::Gradients>;
+};
+
+}  // namespace posbias

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Where tokens are. Caches, packed rows, left padding and shards are all only positions.
+///
+/// Positions are a range (0 .. L-1 unless told otherwise), or explicit integers or reals, either shared by the
+/// batch (rank 1) or one row per batch entry (B, *, L). With fewer positions than tokens, they belong to the
+/// rightmost tokens and the left ones have none:
+///
+///     tokens      [CLS] the  cat  sat
+///     positions         100  101  102
+///
+/// Integers stay integers, so differences are exact at any offset; reals whose values are all integers count as
+/// integers. Rows of consecutive integers are recognised, whatever they were given as.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "posbias/core/error.hpp"
+#include "posbias/core/executor.hpp"
+#include "posbias/core/tensor_view.hpp"
+
+namespace posbias {
+
+/// An Eigen tensor that can hold positions: int32, int64, float or double, rank 1 or more.
+template <class T>
+concept PositionTensor = TensorOf<T, std::int32_t, 1> || TensorOf<T, std::int64_t, 1> || TensorOf<T, long long, 1> ||
+    TensorOf<T, float, 1> || TensorOf<T, double, 1>;
+
+/// The positions of the tokens of one tensor. A regular value that owns its numbers.
+class Positions {
+ public:
+  /// Integers beyond this are refused, so that a difference of two always fits 64 bits.
+  static constexpr std::int64_t limit = (std::int64_t{1} << 62) - 1;
+
+  /// "Not given": 0 .. L-1.
+  Positions() = default;
+
+  /// start, start + 1, ... for as many tokens as there are.
+  [[nodiscard]] static Positions range(Index start = 0) {
+    Positions result;
+    result.given_ = true;
+    result.adopt_integers({static_cast<std::int64_t>(start)});
+    return result;
+  }
+
+  /// Explicit positions: rank 1 for the whole batch, or (B, *, L). Values are checked by the hook they are given to.
+  template <PositionTensor T>
+  Positions(const T& tensor) : given_(true), unlimited_(false) {
+    const auto tokens = detail::view<1>(tensor);
+    leading_ = tokens.leading;
+    count_ = tokens.shape[0];
+    if constexpr (std::integral<typename detail::Traits<T>::Scalar>) {
+      std::vector<std::int64_t> values(static_cast<std::size_t>(tensor.size()));
+      detail::for_each_row_major(tensor, [&](Index i, auto value) { values[static_cast<std::size_t>(i)] = value; });
+      adopt_integers(std::move(values));
+    } else {
+      reals_.resize(static_cast<std::size_t>(tensor.size()));
+      detail::for_each_row_major(tensor, [&](Index i, auto value) { reals_[static_cast<std::size_t>(i)] = value; });
+      const bool all_integers = std::all_of(reals_.begin(), reals_.end(), [](double value) {
+        return std::abs(value) < 0x1p62 && value == std::floor(value);
+      });
+      if (all_integers) {
+        std::vector<std::int64_t> values(reals_.size());
+        std::transform(reals_.begin(), reals_.end(), values.begin(),
+                       [](double value) { return static_cast<std::int64_t>(value); });
+        reals_.clear();
+        adopt_integers(std::move(values));
+      }
+    }
+  }
+
+  /// False for a default-constructed value.
+  [[nodiscard]] bool given() const { return given_; }
+
+ private:
+  friend class TokenLocations;
+
+  /// Keeps whole rows, or only where each starts if every row is consecutive.
+  void adopt_integers(std::vector<std::int64_t> values) {
+    integers_ = std::move(values);
+    consecutive_ = unlimited_ || count_ > 0;
+    const auto in_range = [](std::int64_t value) { return value <= limit && value >= -limit; };
+    for (std::size_t i = 0; i < integers_.size() && consecutive_; ++i) {
+      const bool starts_row = unlimited_ || i % static_cast<std::size_t>(count_) == 0;
+      consecutive_ = in_range(integers_[i]) && (starts_row || integers_[i] == integers_[i - 1] + 1);
+    }
+  }
+
+  bool given_ = false;
+  bool unlimited_ = true;    // a range: as many positions as there are tokens
+  bool consecutive_ = true;  // every row is first, first + 1, ...
+  Index count_ = 0;          // positions per row, unless unlimited
+  detail::Leading leading_;  // (B, *); rank 0 if shared by the batch
+  std::vector<std::int64_t> integers_ = {0};
+  std::vector<double> reals_;
+};
+
+/// A boolean per token: an Eigen tensor of rank 1 (for the whole batch) or (B, *, L). Right-aligned; tokens to the
+/// left of the first flag count as true. A regular value that owns its flags.
+class Flags {
+ public:
+  /// "Not given": all true.
+  Flags() = default;
+
+  template <TensorOf<bool, 1> T>
+  Flags(const T& tensor) : given_(true) {
+    const auto tokens = detail::view<1>(tensor);
+    leading_ = tokens.leading;
+    count_ = tokens.shape[0];
+    values_.resize(static_cast<std::size_t>(tensor.size()));
+    detail::for_each_row_major(tensor, [&](Index i, bool value) { values_[static_cast<std::size_t>(i)] = value; });
+  }
+
+  /// False for a default-constructed value.
+  [[nodiscard]] bool given() const { return given_; }
+
+ private:
+  friend class TokenFlags;
+  bool given_ = false;
+  Index count_ = 0;
+  detail::Leading leading_;
+  std::vector<unsigned char> values_;
+};
+
+/// What `mod_x` may be told about its tokens.
+struct TokenPositions {
+  Positions pos{};      ///< position of each token; default 0 .. L-1
+  Flags mask{};         ///< true: encode this token; default all
+  Executor executor{};  ///< who runs the loops; default the calling thread
+};
+
+/// What `mod_qkv` and `mod_mask` may be told about queries and keys.
+struct PairPositions {
+  Positions q_k{};      ///< of queries and keys alike; not together with q or k
+  Positions q{};        ///< of queries; default 0 .. L1-1
+  Positions k{};        ///< of keys; default 0 .. L2-1
+  Executor executor{};  ///< who runs the loops; default the calling thread
+};
+
+/// Positions checked against the tensor they belong to: `tokens` tokens in each batch entry of shape `leading`.
+/// Refers to the `Positions` it was made from.
+class TokenLocations {
+ public:
+  /// Throws ShapeError or PositionError, naming `module`, `hook` and the argument.
+  TokenLocations(std::string_view module, std::string_view hook, std::string_view argument, const Positions& positions,
+                 const detail::Leading& leading, Index tokens)
+      : positions_(&positions), tokens_(tokens), count_(positions.unlimited_ ? tokens : positions.count_) {
+    const auto reject = [&]<class Exception>(std::type_identity<Exception>, const auto&... parts) {
+      detail::fail<Exception>(module, "::", hook, ": ", argument, " ", parts...);
+    };
+    constexpr std::type_identity<ShapeError> shape;
+    constexpr std::type_identity<PositionError> position;
+    if (!shared() && positions.leading_ != leading)
+      reject(shape, "has leading dimensions ", positions.leading_.shape(), "; the tensor has ", leading.shape());
+    if (count_ > tokens) reject(position, "has ", count_, " positions for ", tokens, " tokens");
+
+    const std::int64_t reach = positions.unlimited_ ? std::max<Index>(tokens, 1) - 1 : 0;
+    for (std::size_t i = 0; i < positions.integers_.size(); ++i) {
+      const std::int64_t value = positions.integers_[i];
+      if (value < -Positions::limit || value > Positions::limit - reach)
+        reject(position, "at index ", i, " is ", value, "; integers must lie strictly between -2^62 and 2^62");
+    }
+    for (std::size_t i = 0; i < positions.reals_.size(); ++i)
+      if (!std::isfinite(positions.reals_[i]))
+        reject(position, "at index ", i, " is ", positions.reals_[i], "; positions must be finite");
+  }
+
+  /// The tokens [first(), tokens) have a position.
+  [[nodiscard]] Index first() const { return tokens_ - count_; }
+  /// How many tokens have a position.
+  [[nodiscard]] Index count() const { return count_; }
+  /// One row of positions for the whole batch.
+  [[nodiscard]] bool shared() const { return positions_->leading_.rank == 0; }
+  [[nodiscard]] Index rows() const { return shared() ? 1 : positions_->leading_.count(); }
+  /// All positions are integers.
+  [[nodiscard]] bool integral() const { return positions_->reals_.empty(); }
+  /// Every row is first, first + 1, ...
+  [[nodiscard]] bool consecutive() const { return positions_->consecutive_ && integral(); }
+
+  /// The i-th position of batch entry n; only if integral().
+  [[nodiscard]] std::int64_t integer(Index n, Index i) const {
+    if (positions_->unlimited_) return positions_->integers_[0] + i;
+    return positions_->integers_[flat(n, i)];
+  }
+
+  /// The i-th position of batch entry n.
+  [[nodiscard]] double real(Index n, Index i) const {
+    return integral() ? static_cast<double>(integer(n, i)) : positions_->reals_[flat(n, i)];
+  }
+
+  /// Throws PositionError unless all positions are integers.
+  void require_integers(std::string_view module, std::string_view hook, std::string_view argument) const {
+    for (std::size_t i = 0; i < positions_->reals_.size(); ++i) {
+      const double value = positions_->reals_[i];
+      if (value != std::floor(value) || std::abs(value) >= 0x1p62)
+        detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
+                                    "; integers are needed");
+    }
+  }
+
+ private:
+  [[nodiscard]] std::size_t flat(Index n, Index i) const {
+    return static_cast<std::size_t>((shared() ? 0 : n * positions_->count_) + i);
+  }
+
+  const Positions* positions_;
+  Index tokens_, count_;
+};
+
+/// Flags checked against the tensor they belong to; refers to the `Flags` it was made from.
+class TokenFlags {
+ public:
+  TokenFlags(std::string_view module, std::string_view hook, const Flags& flags, const detail::Leading& leading,
+             Index tokens)
+      : flags_(&flags), first_(tokens - flags.count_) {
+    if (flags.leading_.rank != 0 && flags.leading_ != leading)
+      detail::fail<ShapeError>(module, "::", hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
+                               leading.shape());
+    if (flags.count_ > tokens)
+      detail::fail<ShapeError>(module, "::", hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
+  }
+
+  [[nodiscard]] bool operator()(Index n, Index token) const {
+    if (token < first_ || !flags_->given_) return true;
+    const Index row = flags_->leading_.rank == 0 ? 0 : n;
+    return flags_->values_[static_cast<std::size_t>(row * flags_->count_ + token - first_)] != 0;
+  }
+
+ private:
+  const Flags* flags_;
+  Index first_;
+};
+
+/// Positions of the queries and of the keys of one attention, checked.
+struct PairLocations {
+  PairLocations(std::string_view module, std::string_view hook, const PairPositions& at, const detail::Leading& leading,
+                Index queries, Index keys)
+      : q(module, hook, at.q_k.given() ? "q_k" : "q", at.q_k.given() ? at.q_k : at.q, leading, queries),
+        k(module, hook, at.q_k.given() ? "q_k" : "k", at.q_k.given() ? at.q_k : at.k, leading, keys) {
+    if (at.q_k.given() && (at.q.given() || at.k.given()))
+      detail::fail<PositionError>(module, "::", hook, ": positions q_k and ", at.q.given() ? "q" : "k",
+                                  " are both given; give q_k alone, or q and k");
+    if (at.q_k.given() && queries != keys)
+      detail::fail<ShapeError>(module, "::", hook, ": positions q_k need L1 = L2; L1 = ", queries, ", L2 = ", keys,
+                               "; give q and k instead");
+  }
+
+  TokenLocations q, k;
+};
+
+namespace detail {
+
+/// A run of tokens with the same positions in a range of batch entries.
+struct TokenBlock {
+  static constexpr Index max_tokens = 64;
+  Index first_token, first_batch, end_batch;
+  std::span<const double> positions;
+};
+
+/// How many blocks `token_block` cuts the tokens into.
+inline Index token_blocks(const TokenLocations& at) {
+  return at.rows() * ((at.count() + TokenBlock::max_tokens - 1) / TokenBlock::max_tokens);
+}
+
+/// Calls `visit(TokenBlock)` for block `index`. Shared positions come once, with all batch entries.
+template <class Visit>
+void visit_token_block(const TokenLocations& at, Index batches, Index index, const Visit& visit) {
+  const Index row = index % at.rows();
+  const Index begin = index / at.rows() * TokenBlock::max_tokens;
+  const Index tokens = std::min(TokenBlock::max_tokens, at.count() - begin);
+  std::array<double, TokenBlock::max_tokens> positions;
+  for (Index i = 0; i < tokens; ++i) positions[static_cast<std::size_t>(i)] = at.real(row, begin + i);
+  visit(TokenBlock{at.first() + begin, at.shared() ? 0 : row, at.shared() ? batches : row + 1,
+                   std::span(positions).first(static_cast<std::size_t>(tokens))});
+}
+
+}  // namespace detail
+}  // namespace posbias

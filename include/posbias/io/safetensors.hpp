@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// State dicts in and out: a strict reader and writer of safetensors files.
+///
+///     [n: 8 bytes][header: n bytes of JSON, padded with spaces][values: row-major, without a gap]
+///     {"__metadata__": {"key": "text"}, "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+///
+/// Everything is little-endian. The reader refuses what the reference implementation (Hugging Face) refuses,
+/// and also keys that occur twice or that it does not know. It allocates no more than a constant times the
+/// bytes that came, whatever they claim. Every failure, also of opening or writing a file, throws
+/// `posbias::FormatError`.
+///
+///     io::save_parameters("alibi.safetensors", module);
+///     io::load_parameters(module, "checkpoint.safetensors", "encoder.layers.0.bias.");
+///
+/// Opt-in: needs nlohmann-json (3.11 or later), which no other header of the library includes.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <random>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <type_traits>
+#include <unsupported/Eigen/CXX11/Tensor>
+#include <utility>
+#include <vector>
+
+#include "posbias/core/error.hpp"
+#include "posbias/core/parameters.hpp"
+#include "posbias/io/safetensors_header.hpp"
+
+namespace posbias::io {
+
+/// A parsed file: owns the bytes, converts tensors on request.
+class SafeTensors {
+ public:
+  /// Takes a whole file's bytes.
+  static SafeTensors parse(std::vector<std::byte> file) {
+    using detail::fail;
+    constexpr std::size_t prefix = sizeof(std::uint64_t);
+    if (file.size() < prefix)
+      fail<FormatError>("SafeTensors: expected 8 bytes for the header's length; the file has ", file.size());
+    const auto length = detail::load<std::uint64_t>(file.data());
+    if (length > file.size() - prefix)
+      fail<FormatError>("SafeTensors: the header has ", length, " bytes; the file has ", file.size() - prefix,
+                        " after its length");
+    SafeTensors result;
+    result.data_ = prefix + static_cast<std::size_t>(length);
+    const std::string_view text(reinterpret_cast<const char*>(file.data()) + prefix, result.data_ - prefix);
+    auto header = detail::parse_header(text, file.size() - result.data_);
+    result.entries_ = std::move(header.entries);
+    result.metadata_ = std::move(header.metadata);
+    for (std::size_t i = 0; i < result.entries_.size(); ++i) result.by_name_[result.entries_[i].name] = i;
+    result.file_ = std::move(file);
+    return result;
+  }
+
+  /// Reads a whole file from disk.
+  static SafeTensors read(const std::filesystem::path& path) {
+    std::error_code error;
+    const std::uintmax_t size = std::filesystem::file_size(path, error);
+    std::ifstream stream(path, std::ios::binary);
+    if (error || !stream) detail::fail<FormatError>("SafeTensors::read: cannot open ", path.string());
+    std::vector<std::byte> file(size);
+    if (!stream.read(reinterpret_cast<char*>(file.data()), static_cast<std::streamsize>(size)))
+      detail::fail<FormatError>("SafeTensors::read: cannot read ", size, " bytes of ", path.string());
+    try {
+      return parse(std::move(file));
+    } catch (const FormatError& reason) {
+      detail::fail<FormatError>(reason.what(), " (", path.string(), ")");
+    }
+  }
+
+  /// All tensors, in order of offset.
+  [[nodiscard]] const std::vector<SafeTensorsEntry>& entries() const { return entries_; }
+  [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  [[nodiscard]] bool contains(std::string_view name) const { return by_name_.find(name) != by_name_.end(); }
+  [[nodiscard]] const std::vector<Index>& shape(std::string_view name) const { return entry(name).shape; }
+  [[nodiscard]] std::string_view dtype(std::string_view name) const { return entry(name).dtype; }
+
+  [[nodiscard]] const SafeTensorsEntry& entry(std::string_view name) const {
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) detail::fail<FormatError>("SafeTensors: no tensor is named ", detail::shown(name));
+    return entries_[found->second];
+  }
+
+  /// The values of a tensor. F16, BF16, F32 and F64 come as float or double, rounded once; integers of any
+  /// size as 32- or 64-bit ones, if all of them fit; BOOL as bool. There is no other conversion.
+  template <detail::StorableScalar Scalar, int Rank, int Layout = Eigen::RowMajor>
+  [[nodiscard]] Eigen::Tensor<Scalar, Rank, Layout> tensor(std::string_view name) const {
+    const std::vector<Index>& from = shape(name);
+    if (from.size() != static_cast<std::size_t>(Rank))
+      detail::fail<FormatError>("SafeTensors::tensor: ", detail::shown(name), " has shape ", std::span(from),
+                                "; expected rank ", Rank);
+    std::array<Index, static_cast<std::size_t>(Rank)> sizes;
+    std::ranges::copy(from, sizes.begin());
+    Eigen::Tensor<Scalar, Rank, Layout> result(sizes);
+    copy_to(name, result);
+    return result;
+  }
+
+  /// Throws unless `copy_to` would succeed: the shape is the same and every value converts.
+  template <detail::StorableTensor Tensor>
+  void check_fits(std::string_view name, const Tensor& tensor) const {
+    const std::vector<Index> wanted = detail::shape_of(tensor);
+    if (shape(name) != wanted)
+      detail::fail<FormatError>("SafeTensors: ", detail::shown(name), " has shape ", std::span(shape(name)),
+                                "; expected ", std::span(wanted));
+    visit_values<typename Tensor::Scalar>(entry(name), [](Index, auto) {});
+  }
+
+  /// Overwrites a tensor of exactly the stored shape; on failure it is as it was.
+  template <detail::StorableTensor Tensor>
+  void copy_to(std::string_view name, Tensor& tensor) const {
+    check_fits(name, tensor);
+    const SafeTensorsEntry& from = entry(name);
+    visit_values<typename Tensor::Scalar>(
+        from, [&](Index n, auto value) { tensor.data()[detail::memory_index<Tensor::Layout>(n, from.shape)] = value; });
+  }
+
+ private:
+  SafeTensors() = default;
+
+  /// Calls sink(n, value) for all values in row-major order.
+  template <class Scalar, class Sink>
+  void visit_values(const SafeTensorsEntry& from, Sink sink) const {
+    const auto visit_as = [&]<class Stored>(Stored) {
+      const std::byte* bytes = file_.data() + data_ + from.begin;
+      const auto count = static_cast<Index>((from.end - from.begin) / sizeof(Stored));
+      for (Index n = 0; n < count; ++n, bytes += sizeof(Stored))
+        sink(n, convert<Scalar>(detail::load<Stored>(bytes), from));
+    };
+    const std::string_view type = from.dtype;
+    if constexpr (std::floating_point<Scalar>) {
+      if (type == "F16") return visit_as(Eigen::half{});
+      if (type == "BF16") return visit_as(Eigen::bfloat16{});
+      if (type == "F32") return visit_as(float{});
+      if (type == "F64") return visit_as(double{});
+    } else if constexpr (std::same_as<Scalar, bool>) {
+      if (type == "BOOL") return visit_as(std::uint8_t{});
+    } else {
+      if (type == "I8") return visit_as(std::int8_t{});
+      if (type == "U8") return visit_as(std::uint8_t{});
+      if (type == "I16") return visit_as(std::int16_t{});
+      if (type == "U16") return visit_as(std::uint16_t{});
+      if (type == "I32") return visit_as(std::int32_t{});
+      if (type == "U32") return visit_as(std::uint32_t{});
+      if (type == "I64") return visit_as(std::int64_t{});
+      if (type == "U64") return visit_as(std::uint64_t{});
+    }
+    detail::fail<FormatError>("SafeTensors: ", detail::shown(from.name), " has dtype ", type,
+                              ", which does not convert to ", detail::stored_as<Scalar>());
+  }
+
+  template <class Scalar, class Stored>
+  static Scalar convert(Stored value, const SafeTensorsEntry& from) {
+    if constexpr (std::floating_point<Stored>) {
+      return static_cast<Scalar>(value);
+    } else if constexpr (!std::integral<Stored>) {
+      return static_cast<float>(value);  // exact: half and bfloat16 are subsets of float
+    } else {
+      using Target = std::conditional_t<std::same_as<Scalar, bool>, std::uint8_t, Scalar>;
+      if (!std::in_range<Target>(value) || (std::same_as<Scalar, bool> && value > 1))
+        detail::fail<FormatError>("SafeTensors: ", detail::shown(from.name), " holds ", value,
+                                  ", which does not convert to ", detail::stored_as<Scalar>());
+      return static_cast<Scalar>(value);
+    }
+  }
+
+  std::vector<std::byte> file_;
+  std::size_t data_ = 0;  // where the values begin in file_
+  std::vector<SafeTensorsEntry> entries_;
+  std::map<std::string, std::size_t, std::less<>> by_name_;
+  std::map<std::string, std::string> metadata_;
+};
+
+/// Collects tensors and writes them as one file. Larger scalars come first, then names in byte order: every
+/// value is aligned, and the bytes do not depend on the order of the calls.
+class SafeTensorsWriter {
+ public:
+  /// Copies a tensor of either layout; the file is row-major.
+  template <detail::StorableTensor Tensor>
+  void add(std::string_view name, const Tensor& tensor) {
+    using Scalar = std::remove_const_t<typename Tensor::Scalar>;
+    Item item{{std::string(name), detail::stored_as<Scalar>(), detail::shape_of(tensor)}, {}};
+    item.entry.end = detail::stored_size(item.entry);
+    item.bytes.resize(static_cast<std::size_t>(item.entry.end));
+    const auto count = static_cast<Index>(item.bytes.size() / sizeof(Scalar));
+    for (Index n = 0; n < count; ++n)
+      std::memcpy(&item.bytes[static_cast<std::size_t>(n) * sizeof(Scalar)],
+                  tensor.data() + detail::memory_index<Tensor::Layout>(n, item.entry.shape), sizeof(Scalar));
+    if (name == detail::metadata_key || items_.contains(item.entry.name))
+      detail::fail<FormatError>("SafeTensorsWriter::add: the name ", detail::shown(name), " is taken");
+    items_.emplace(name, std::move(item));
+  }
+
+  void add_metadata(std::string_view key, std::string_view value) {
+    if (!metadata_.emplace(key, value).second)
+      detail::fail<FormatError>("SafeTensorsWriter::add_metadata: the key ", detail::shown(key), " is taken");
+  }
+
+  /// The file.
+  [[nodiscard]] std::vector<std::byte> bytes() const {
+    using detail::json_string;
+    std::vector<const Item*> order;
+    for (const auto& [name, item] : items_) order.push_back(&item);
+    std::ranges::stable_sort(order, std::greater{},
+                             [](const Item* item) { return detail::find_stored_type(item->entry.dtype)->bits; });
+    std::string header = "{";
+    const auto member = [&header](std::string_view key) -> std::string& {
+      if (!header.ends_with('{')) header += ',';
+      return header += json_string(key) + ':';
+    };
+    if (!metadata_.empty()) {
+      member(detail::metadata_key) += '{';
+      for (const auto& [key, value] : metadata_) member(key) += json_string(value);
+      header += '}';
+    }
+    std::uint64_t size = 0;
+    for (const Item* item : order) {
+      std::string shape;
+      for (const Index n : item->entry.shape) shape += (shape.empty() ? "" : ",") + std::to_string(n);
+      member(item->entry.name) += '{';
+      member("dtype") += json_string(item->entry.dtype);
+      member("shape") += '[' + shape + ']';
+      member("data_offsets") += '[' + std::to_string(size) + ',' + std::to_string(size + item->entry.end) + "]}";
+      size += item->entry.end;
+    }
+    header += '}';
+    header.resize((header.size() + 7) / 8 * 8, ' ');
+    detail::parse_header(header, size);  // refuses what the reader would, say a name that is not UTF-8
+
+    std::vector<std::byte> file;
+    const auto append = [&file](std::span<const std::byte> part) { file.insert(file.end(), part.begin(), part.end()); };
+    const std::uint64_t length[] = {header.size()};
+    append(std::as_bytes(std::span(length)));
+    append(std::as_bytes(std::span(header)));
+    for (const Item* item : order) append(item->bytes);
+    return file;
+  }
+
+  /// Writes beside `path` and renames: whoever reads `path`, at any time, finds the old file or the new one.
+  void write(const std::filesystem::path& path) const {
+    const std::vector<std::byte> file = bytes();
+    std::filesystem::path temporary = path;
+    temporary += ".partial-" + std::to_string(std::random_device{}());
+    std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
+    stream.write(reinterpret_cast<const char*>(file.data()), static_cast<std::streamsize>(file.size()));
+    stream.close();
+    std::error_code error;
+    if (stream) std::filesystem::rename(temporary, path, error);
+    if (stream && !error) return;
+    std::filesystem::remove(temporary, error);
+    detail::fail<FormatError>("SafeTensorsWriter::write: cannot write ", path.string());
+  }
+
+ private:
+  struct Item {
+    SafeTensorsEntry entry;  // begins at 0: the place in the file depends on tensors still to come
+    std::vector<std::byte> bytes;
+  };
+
+  std::map<std::string, Item, std::less<>> items_;
+  std::map<std::string, std::string, std::less<>> metadata_;
+};
+
+/// Sets every parameter of a module from the tensor `prefix` + its name. All must be there in their exact
+/// shapes; what else is in the file does not matter. All are checked before the first is written.
+template <class Module>
+void load_parameters(Module& module, const SafeTensors& file, std::string_view prefix = "") {
+  const auto for_each = [&](auto act) {
+    for_each_parameter(module,
+                       [&](std::string_view name, auto& tensor) { act(std::string(prefix).append(name), tensor); });
+  };
+  for_each([&](const std::string& name, const auto& tensor) { file.check_fits(name, tensor); });
+  for_each([&](const std::string& name, auto& tensor) { file.copy_to(name, tensor); });
+}
+
+/// The same, from a file on disk.
+template <class Module>
+void load_parameters(Module& module, const std::filesystem::path& path, std::string_view prefix = "") {
+  load_parameters(module, SafeTensors::read(path), prefix);
+}
+
+/// Adds every parameter of a module as `prefix` + its name.
+template <class Module>
+void save_parameters(SafeTensorsWriter& writer, const Module& module, std::string_view prefix = "") {
+  for_each_parameter(
+      module, [&](std::string_view name, const auto& tensor) { writer.add(std::string(prefix).append(name), tensor); });
+}
+
+/// Writes a file of a module's parameters alone.
+template <class Module>
+void save_parameters(const std::filesystem::path& path, const Module& module, std::string_view prefix = "") {
+  SafeTensorsWriter writer;
+  save_parameters(writer, module, prefix);
+  writer.write(path);
+}
+
+}  // namespace posbias::io

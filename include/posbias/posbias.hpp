@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Positional-bias modules for transformers on Eigen tensors: includes every module. Opt-in headers, which need
+/// more than Eigen, are not included: posbias/io/safetensors.hpp.
+#pragma once
+
+#include "posbias/bias/alibi.hpp"
+#include "posbias/bias/relative_position_bias.hpp"
+#include "posbias/core/module.hpp"
+#include "posbias/embedding/sinusoidal.hpp"
+#include "posbias/rotation/rotary.hpp"
+#include "posbias/version.hpp"

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// The demo's transformer: its gradients with every scheme, causality, training, and reading text.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <posbias/posbias.hpp>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "transformer/corpus.hpp"
+#include "transformer/experiment.hpp"
+#include "transformer/training.hpp"
+#include "transformer/transformer.hpp"
+
+namespace {
+
+using demo::Index;
+using demo::Symbol;
+using posbias_test::contains;
+using posbias_test::message_of;
+
+constexpr demo::Architecture tiny{.symbols = 7, .layers = 2, .heads = 2, .head_width = 4, .mlp_factor = 2};
+
+/// Symbols below `count` with some structure: each third one repeats the one before.
+std::vector<Symbol> some_text(std::size_t size, Index count) {
+  demo::Random random(3);
+  std::vector<Symbol> text(size);
+  for (std::size_t i = 0; i < size; ++i) text[i] = i % 3 == 2 ? text[i - 1] : static_cast<Symbol>(random.below(count));
+  return text;
+}
+
+/// Compares the analytic gradient with central differences of the loss: every entry of small parameters, every
+/// third of large ones.
+template <class Module>
+void check_gradients(Module module) {
+  demo::Random random(11);
+  demo::Transformer<double, Module> model(tiny, std::move(module), random);
+  const auto parameters = demo::parameter_views(model);
+  for (const auto& parameter : parameters)  // away from the ones and zeros that norms and biases start with
+    for (double& value : parameter.values) value += 0.1 * random.symmetric();
+
+  const auto text = some_text(40, tiny.symbols);
+  const std::vector<Index> starts{1, 17};
+  const demo::Windows windows{text, starts, 5};
+  constexpr double weight = 0.25, step = 1e-6;
+  typename demo::Transformer<double, Module>::Trace trace;
+  auto gradient = model.zero_gradients();
+  model.forward(windows, trace);
+  model.backward(trace, weight, gradient);
+
+  const auto gradients = demo::parameter_views(gradient);
+  REQUIRE(gradients.size() == parameters.size());
+  double worst = 0;
+  for (std::size_t p = 0; p < parameters.size(); ++p) {
+    REQUIRE(gradients[p].values.size() == parameters[p].values.size());
+    const std::size_t size = parameters[p].values.size();
+    for (std::size_t i = 0; i<size; i += size> 20 ? 3 : 1) {
+      double& value = parameters[p].values[i];
+      const double start = value;
+      value = start + step;
+      const double above = model.forward(windows, trace);
+      value = start - step;
+      const double below = model.forward(windows, trace);
+      value = start;
+      const double difference = weight * (above - below) / (2 * step);
+      worst = std::max(worst, std::abs(gradients[p].values[i] - difference));
+    }
+  }
+  CHECK(worst < 1e-7);
+}
+
+/// A user's own module that reads the content: q <- 2 q, then mask(i, j) += j · q(i)[0].
+class FirstFeatureBias : public posbias::Module<FirstFeatureBias> {
+ public:
+  static constexpr std::string_view name = "FirstFeatureBias";
+
+  template <class Q, class K, class V>
+  void mod_qkv(Q&& q, K&&, V&&, const posbias::PairPositions& = {}) const {
+    for (Index i = 0; i < q.size(); ++i) q.data()[i] *= 2;
+  }
+
+  template <class M, class Q, class K, class V>
+  void mod_mask(M&& mask, const Q& q, const K&, const V&, const posbias::PairPositions& = {}) const {
+    for_each_logit(
+        mask, [&](Index b, Index h, Index i, Index j) { mask(b, h, i, j) += static_cast<double>(j) * q(b, i, h, 0); });
+  }
+
+  template <class GQ, class GK, class GV, class Q, class K, class V>
+  void mod_qkv_backward(GQ&& grad_q, GK&&, GV&&, const Q&, const K&, const V&, const posbias::PairPositions&,
+                        Gradients&) const {
+    for (Index i = 0; i < grad_q.size(); ++i) grad_q.data()[i] *= 2;
+  }
+
+  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
+  void mod_mask_backward(M&& grad_mask, GQ&& grad_q, GK&&, GV&&, const Q&, const K&, const V&,
+                         const posbias::PairPositions&, Gradients&) const {
+    for_each_logit(grad_mask, [&](Index b, Index h, Index i, Index j) {
+      grad_q.data()[grad_q.dimensions().IndexOfRowMajor(Eigen::array<Index, 4>{b, i, h, 0})] +=
+          static_cast<double>(j) * grad_mask(b, h, i, j);
+    });
+  }
+
+ private:
+  template <class Mask, class Visit>
+  static void for_each_logit(const Mask& mask, const Visit& visit) {
+    for (Index b = 0; b < mask.dimension(0); ++b)
+      for (Index h = 0; h < mask.dimension(1); ++h)
+        for (Index i = 0; i < mask.dimension(2); ++i)
+          for (Index j = 0; j < mask.dimension(3); ++j) visit(b, h, i, j);
+  }
+};
+
+/// A folder that is gone when the test is.
+class TemporaryFolder {
+ public:
+  TemporaryFolder() { std::filesystem::create_directories(path_); }
+  ~TemporaryFolder() { std::filesystem::remove_all(path_); }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+  void write(const std::string& name, std::string_view text) const {
+    std::filesystem::create_directories((path_ / name).parent_path());
+    std::ofstream(path_ / name, std::ios::binary) << text;
+  }
+
+ private:
+  static std::filesystem::path unused() {
+    for (int number = 0;; ++number) {
+      auto path = std::filesystem::temp_directory_path() / ("posbias_transformer_test_" + std::to_string(number));
+      if (std::filesystem::create_directory(path)) return path;
+    }
+  }
+  std::filesystem::path path_ = unused();
+};
+
+}  // namespace
+
+TEST_CASE("transformer: gradients without positions", "[transformer]") {
+  check_gradients(posbias::Identity());
+}
+
+TEST_CASE("transformer: gradients with Sinusoidal", "[transformer]") {
+  check_gradients(posbias::Sinusoidal<double>({.dim = 8, .divide = 1.5, .learned_div = true}));
+}
+
+TEST_CASE("transformer: gradients with Rotary", "[transformer]") {
+  check_gradients(posbias::Rotary<double>({.head_dim = 4, .divide = 1.5, .learned_div = true}));
+}
+
+TEST_CASE("transformer: gradients with ALiBi", "[transformer]") {
+  check_gradients(posbias::ALiBi<double>({.n_heads = 2, .divide = 1.5, .learned_div = true}));
+}
+
+TEST_CASE("transformer: gradients with RelativePositionBias", "[transformer]") {
+  check_gradients(posbias::RelativePositionBias<double>(
+      {.bidirectional = false, .num_buckets = 4, .max_distance = 4, .n_heads = 2}));
+}
+
+TEST_CASE("transformer: gradients with a user's module that reads the content", "[transformer]") {
+  check_gradients(FirstFeatureBias());
+}
+
+TEST_CASE("transformer: no character sees the ones after it", "[transformer]") {
+  demo::Random random(5);
+  const demo::Transformer<float, posbias::ALiBi<float>> model(tiny, posbias::ALiBi<float>({.n_heads = 2}), random);
+  auto text = some_text(30, tiny.symbols);
+  const std::vector<Index> starts{2};
+  const Index L = 20, changed = 13;
+  decltype(model)::Trace before, after;
+  model.forward({text, starts, L}, before);
+  text[2 + changed] = static_cast<Symbol>((text[2 + changed] + 1) % 7);
+  model.forward({text, starts, L}, after);
+  REQUIRE(before.last.topRows(changed) == after.last.topRows(changed));
+  REQUIRE(before.last.row(changed) != after.last.row(changed));
+}
+
+TEST_CASE("transformer: learns a text, alike on any number of threads", "[transformer]") {
+  const auto text = some_text(500, 3);
+  const std::vector<Index> stretches{0, 100, 200};
+  demo::Budget budget{.steps = 60, .batch = 5, .length = 16};
+  const auto losses = [&](int threads, std::uint64_t seed) {
+    budget.threads = threads;
+    budget.seed = seed;
+    demo::Random random(seed);
+    const posbias::RelativePositionBias<float> bias({.bidirectional = false, .n_heads = 2});
+    demo::Transformer<float, posbias::RelativePositionBias<float>> model(tiny, bias, random);
+    std::vector<double> bits;
+    demo::train(model, text, budget, [&](Index, double loss) { bits.push_back(loss); });
+    for (const Index length : {16, 32})
+      bits.push_back(demo::bits_per_character(model, text, stretches, 32, length, threads));
+    return bits;
+  };
+  const auto one = losses(1, 1);
+  REQUIRE(one.size() == 62);
+  REQUIRE(one[0] > std::log2(7.0) - 0.5);  // knows nothing yet
+  REQUIRE(one[59] < 0.8 * one[0]);
+  REQUIRE(one[60] < 1.4);  // two thirds of log2(3) are to be had, and the first characters have little to go by
+  REQUIRE(one == losses(2, 1));
+  REQUIRE(one == losses(7, 1));
+  REQUIRE(one != losses(1, 2));
+}
+
+TEST_CASE("transformer: long gradients are clipped, the learning rate rises and falls", "[transformer]") {
+  std::vector<double> a{3, 0}, b{4};
+  const std::vector<demo::ParameterView<double>> views{{a}, {b}};
+  demo::clip_norm(views, 10);
+  REQUIRE(a == std::vector<double>{3, 0});
+  demo::clip_norm(views, 1);
+  REQUIRE(std::abs(a[0] - 0.6) < 1e-15);
+  REQUIRE(std::abs(b[0] - 0.8) < 1e-15);
+
+  const demo::LearningRate rate{.peak = 2, .warm_up = 0.1, .last = 0.5};
+  REQUIRE(std::abs(rate.at(4, 100) - 1) < 1e-12);
+  REQUIRE(std::abs(rate.at(9, 100) - 2) < 1e-12);
+  REQUIRE(std::abs(rate.at(99, 100) - 1) < 1e-12);
+}
+
+TEST_CASE("transformer: an exception in a shard comes out", "[transformer]") {
+  std::atomic<int> runs = 0;
+  const auto task = [&](Index shard) {
+    ++runs;
+    if (shard == 1) throw demo::InputError("shard 1");
+  };
+  for (const int threads : {1, 3})
+    REQUIRE(message_of<demo::InputError>([&] { demo::for_each_shard(3, threads, task); }) == "shard 1");
+  REQUIRE(runs >= 4);
+}
+
+TEST_CASE("corpus: comments at the top are dropped, and only there", "[corpus]") {
+  REQUIRE(demo::without_leading_comment("// a\n//\n\n/* b\n */ int x; // c\n") == "int x; // c\n");
+  REQUIRE(demo::without_leading_comment("  text") == "text");
+  REQUIRE(demo::without_leading_comment("// only").empty());
+  REQUIRE(demo::without_leading_comment("/* open").empty());
+  REQUIRE(demo::without_leading_comment("/").size() == 1);
+  REQUIRE(demo::without_leading_comment("").empty());
+}
+
+TEST_CASE("corpus: a folder is read in order, without binary files, every tenth held out", "[corpus]") {
+  const TemporaryFolder folder;
+  for (int i = 19; i >= 0; --i) {
+    const char letter = static_cast<char>('a' + i);
+    folder.write((i % 2 == 0 ? "even/" : "odd/") + std::string(1, letter), std::string(30, letter));
+  }
+  folder.write("even/binary", std::string("text\0", 5));
+  folder.write("even/licence", "// all rights\r\n");
+  const auto corpus = demo::read_corpus(folder.path());
+  REQUIRE(corpus.files == 20);
+  REQUIRE(corpus.training.size() == 18 * 30);
+  REQUIRE(corpus.held_out.size() == 2 * 30);
+  REQUIRE(corpus.symbols == 19);  // 18 letters, and one for those that training never shows
+  REQUIRE(std::count(corpus.held_out.begin(), corpus.held_out.end(), Symbol{0}) == 60);
+  REQUIRE(corpus.training[0] == 1);   // 'a'
+  REQUIRE(corpus.training[30] == 3);  // 'c', from even/c, which comes before odd/b
+}
+
+TEST_CASE("corpus: one file is split at nine tenths, rare bytes are alike", "[corpus]") {
+  const TemporaryFolder folder;
+  folder.write("text", std::string(50, 'x') + "q\xff" + std::string(38, 'y') + "z" + std::string(9, 'x'));
+  const auto corpus = demo::read_corpus(folder.path() / "text");
+  REQUIRE(corpus.training.size() == 90);
+  REQUIRE(corpus.held_out.size() == 10);
+  REQUIRE(corpus.symbols == 3);
+  REQUIRE(corpus.training[50] == corpus.training[51]);
+}
+
+TEST_CASE("corpus: no file has more than four times the mean", "[corpus]") {
+  const TemporaryFolder folder;
+  for (char name = 'a'; name < 'j'; ++name) folder.write(std::string(1, name), std::string(20, 'x'));
+  folder.write("0", std::string(820, 'y'));
+  const auto corpus = demo::read_corpus(folder.path());
+  REQUIRE(corpus.training.size() == 8 * 20 + 400);
+}
+
+TEST_CASE("corpus: what cannot be read is said in a line", "[corpus]") {
+  const TemporaryFolder folder;
+  const auto error = [&](const std::string& name) {
+    return message_of<demo::InputError>([&] { demo::read_corpus(folder.path() / name); });
+  };
+  CHECK_THAT(error("nowhere"), contains("cannot read") && contains("nowhere"));
+  CHECK_THAT(error(""), contains("no text in"));
+  folder.write("binary", std::string(100, '\0'));
+  folder.write("empty", "");
+  CHECK_THAT(error(""), contains("no text in"));
+  CHECK_THAT(error("binary"), contains("no text in"));
+
+  folder.write("short", "some text of forty characters, not more.");
+  const auto prepare = [&](Index length, const std::vector<Index>& test_lengths) {
+    return message_of<demo::InputError>(
+        [&] { demo::prepare(demo::read_corpus(folder.path() / "short"), {.length = length}, test_lengths); });
+  };
+  CHECK_THAT(prepare(64, {2}), contains("the training text has 36 characters") && contains("length 64"));
+  CHECK_THAT(prepare(8, {8}), contains("the held-out text has 4 characters"));
+  CHECK_THAT(prepare(2, {2, 3}), contains("test length 2 does not divide the longest, 3"));
+}

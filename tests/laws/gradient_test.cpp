@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Adjoints are the adjoints of their hooks: <J u, w> = <u, J^T w>, and every parameter's gradient is that of
+/// differences. Gradients of parameters add up.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "laws/subject.hpp"
+#include "support/catch.hpp"
+
+using namespace posbias_test;
+
+namespace {
+
+using Values = std::vector<double>;
+
+/// Weights of a loss: numbers, and 0 where the mask blocks (-inf), which does not move.
+Bundle<double> loss_weights(const Subject<double>& subject, Bundle<double> in, const Scene& scene) {
+  Bundle<double> weights = Bundle<double>::numbers(in.shape, 2);
+  subject.forward(in, scene, {.leading = {in.shape.B}});
+  for (std::size_t i = 0; i < in.mask.size(); ++i)
+    if (std::isinf(in.mask[i])) weights.mask[i] = 0;
+  return weights;
+}
+
+struct Loss {
+  Real sum = 0;
+  Real magnitude = 0;  ///< the sum of absolute values, which roundings are relative to
+};
+
+/// Sum of weight times value over all outputs.
+Loss loss(const Subject<double>& subject, Bundle<double> bundle, const Scene& scene, Bundle<double> weights) {
+  subject.forward(bundle, scene, {.leading = {bundle.shape.B}});
+  Loss result;
+  std::vector<const Values*> outputs;
+  bundle.for_each([&](const Values& values) { outputs.push_back(&values); });
+  auto output = outputs.begin();
+  weights.for_each([&](const Values& weight) {
+    const Values& values = **output++;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (weight[i] == 0) continue;
+      const Real term = static_cast<Real>(weight[i]) * static_cast<Real>(values[i]);
+      result.sum += term;
+      result.magnitude += std::abs(term);
+    }
+  });
+  return result;
+}
+
+/// Derivative of f at 0 by central differences of fourth order.
+template <class F>
+double derivative(const F& f, double step) {
+  return static_cast<double>((8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step));
+}
+
+struct Gradients {
+  Bundle<double> inputs;
+  Named<double> parameters;
+};
+
+Gradients gradients_of(const Subject<double>& subject, Bundle<double> in, const Scene& scene,
+                       const Bundle<double>& weights) {
+  subject.forward(in, scene, {.leading = {in.shape.B}});
+  Gradients result{weights, subject.zero_gradients()};
+  subject.backward(result.inputs, in, scene, {.leading = {in.shape.B}}, result.parameters);
+  return result;
+}
+
+double dot(Bundle<double> a, Bundle<double> b) {
+  double sum = 0;
+  std::vector<const Values*> others;
+  b.for_each([&](const Values& values) { others.push_back(&values); });
+  auto other = others.begin();
+  a.for_each([&](const Values& values) {
+    const Values& with = **other++;
+    for (std::size_t i = 0; i < values.size(); ++i) sum += values[i] * with[i];
+  });
+  return sum;
+}
+
+Bundle<double> moved(Bundle<double> from, Bundle<double> direction, double by) {
+  std::vector<const Values*> steps;
+  direction.for_each([&](const Values& values) { steps.push_back(&values); });
+  auto step = steps.begin();
+  from.for_each([&](Values& values) {
+    const Values& along = **step++;
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += by * along[i];
+  });
+  return from;
+}
+
+/// Sines turn too fast for differences where angles are large.
+bool can_be_differenced(const Case<double>& law_case, const Scene& scene) {
+  if (!law_case.truth.addend && !law_case.truth.change_query && !law_case.truth.change_key) return true;
+  return scene.furthest() < 320;
+}
+
+}  // namespace
+
+TEST_CASE("every adjoint is the adjoint of its hook", "[laws][gradients]") {
+  REQUIRE_FALSE(cases<double>().empty());
+  for (const Case<double>& law_case : cases<double>()) {
+    DYNAMIC_SECTION(law_case.name) {
+      for (const Shape& shape : {law_case.small(), law_case.square()}) {
+        const Bundle<double> in = Bundle<double>::numbers(shape);
+        for (const Scene& scene : law_case.scenes(shape)) {
+          INFO(scene.name);
+          const Bundle<double> weights = loss_weights(*law_case.subject, in, scene);
+          const Gradients gradients = gradients_of(*law_case.subject, in, scene, weights);
+          for (std::uint64_t seed = 3; seed < 6; ++seed) {
+            const auto direction = Bundle<double>::numbers(shape, seed);
+            // The hooks are linear in x, and at most quadratic in q and k: differences of fourth order are exact.
+            const double along = derivative(
+                [&](double t) { return loss(*law_case.subject, moved(in, direction, t), scene, weights).sum; }, 0.5);
+            const double expected = dot(direction, gradients.inputs);
+            const double scale = std::sqrt(dot(direction, direction) * dot(weights, weights));
+            const double magnitude = static_cast<double>(loss(*law_case.subject, in, scene, weights).magnitude);
+            CHECK(std::abs(along - expected) <= 1e-12 * scale + 8 * 0x1p-53 * magnitude);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("every entry's gradient is its own", "[laws][gradients]") {
+  // One entry of q, k and x at a time: a sum over a direction could hide two errors that cancel.
+  for (const Case<double>& law_case : cases<double>()) {
+    DYNAMIC_SECTION(law_case.name) {
+      Shape shape = law_case.small();
+      shape.L1 = 2;
+      shape.L2 = 3;
+      const Bundle<double> in = Bundle<double>::numbers(shape);
+      const Scene scene{"apart", Where::listed(2, 2, [](Index n, Index i) { return 100 + 11 * n + 3 * i; }),
+                        Where::range(101)};
+      const Bundle<double> weights = loss_weights(*law_case.subject, in, scene);
+      const Gradients gradients = gradients_of(*law_case.subject, in, scene, weights);
+      const auto check = [&](Values Bundle<double>::*tensor, const char* name) {
+        for (std::size_t i = 0; i < (in.*tensor).size(); ++i) {
+          const double slope = derivative(
+              [&](double t) {
+                Bundle<double> changed = in;
+                (changed.*tensor)[i] += t;
+                return loss(*law_case.subject, changed, scene, weights).sum;
+              },
+              0.5);
+          const double expected = (gradients.inputs.*tensor)[i];
+          if (!(std::abs(slope - expected) <= 1e-11))
+            FAIL_CHECK(name << "[" << i << "]: " << expected << ", by differences " << slope);
+        }
+      };
+      check(&Bundle<double>::x, "x");
+      check(&Bundle<double>::q, "q");
+      check(&Bundle<double>::k, "k");
+      check(&Bundle<double>::v, "v");
+      CHECK(same_bits(gradients.inputs.mask, weights.mask));
+    }
+  }
+}
+
+TEST_CASE("every parameter's gradient is that of differences", "[laws][gradients]") {
+  for (const Case<double>& law_case : cases<double>()) {
+    DYNAMIC_SECTION(law_case.name) {
+      const Shape shape = law_case.small();
+      const Bundle<double> in = Bundle<double>::numbers(shape);
+      int compared = 0;
+      for (const Scene& scene : law_case.scenes(shape)) {
+        if (!can_be_differenced(law_case, scene)) continue;
+        INFO(scene.name);
+        const Bundle<double> weights = loss_weights(*law_case.subject, in, scene);
+        const Gradients gradients = gradients_of(*law_case.subject, in, scene, weights);
+        const auto subject = law_case.subject->copy();
+        const Named<double> parameters = subject->parameters();
+        double total = 0;
+        for (const auto& entry : parameters)
+          for (std::size_t i = 0; i < entry.second.size(); ++i) {
+            const std::string& name = entry.first;
+            const double slope = derivative(
+                [&](double t) {
+                  Named<double> changed = parameters;
+                  changed.at(name)[i] += t;
+                  subject->set_parameters(changed);
+                  return loss(*subject, in, scene, weights).sum;
+                },
+                0x1p-12);
+            const double expected = gradients.parameters.at(name)[i];
+            if (!(std::abs(slope - expected) <= 1e-7 * (1 + std::abs(expected))))
+              FAIL_CHECK(name << "[" << i << "]: " << expected << ", by differences " << slope);
+            total += std::abs(expected);
+          }
+        if (total > 0) ++compared;
+      }
+      if (!law_case.subject->parameters().empty()) CHECK(compared >= 10);
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("gradients of parameters add up", "[laws][gradients]", float, double) {
+  using S = TestType;
+  for (const Case<S>& law_case : cases<S>()) {
+    DYNAMIC_SECTION(law_case.name) {
+      const Shape shape = law_case.small();
+      for (const Scene& scene : law_case.scenes(shape)) {
+        INFO(scene.name);
+        Bundle<S> out = Bundle<S>::numbers(shape);
+        law_case.subject->forward(out, scene, {.leading = {shape.B}});
+        const auto add_to = [&](Named<S>& gradients) {
+          Bundle<S> weights = Bundle<S>::numbers(shape, 2);
+          law_case.subject->backward(weights, out, scene, {.leading = {shape.B}}, gradients);
+          return weights;
+        };
+        Named<S> once = law_case.subject->zero_gradients();
+        const Bundle<S> first = add_to(once);
+        Named<S> twice = once;
+        CHECK(differing(add_to(twice), first) == "");
+        Named<S> from_five = law_case.subject->zero_gradients();
+        for (auto& [name, values] : from_five)
+          for (S& value : values) value = 5;
+        add_to(from_five);
+        const double rounding = std::is_same_v<S, float> ? 0x1p-22 : 0x1p-51;
+        for (const auto& [name, values] : once)
+          for (std::size_t i = 0; i < values.size(); ++i) {
+            const double g = static_cast<double>(values[i]);
+            const double allowed = rounding * (5 + 2 * std::abs(g));
+            CHECK(std::abs(static_cast<double>(twice.at(name)[i]) - 2 * g) <= allowed);
+            CHECK(std::abs(static_cast<double>(from_five.at(name)[i]) - (5 + g)) <= allowed);
+          }
+      }
+    }
+  }
+}
+
+TEST_CASE("gradients in float are those in double, rounded", "[laws][gradients]") {
+  REQUIRE(cases<float>().size() == cases<double>().size());
+  for (std::size_t c = 0; c < cases<float>().size(); ++c) {
+    const Case<float>& single = cases<float>()[c];
+    const Case<double>& twice = cases<double>()[c];
+    DYNAMIC_SECTION(single.name) {
+      const auto exact = twice.subject->copy();
+      Named<double> parameters;
+      for (const auto& [name, values] : single.subject->parameters())
+        parameters[name] = Values(values.begin(), values.end());
+      exact->set_parameters(parameters);
+      for (const Shape& shape : {single.small(), single.large()})
+        for (const Scene& scene : single.scenes(shape)) {
+          INFO(scene.name << ", L1 = " << shape.L1);
+          Bundle<float> out = Bundle<float>::numbers(shape);
+          Bundle<double> exact_out = Bundle<double>::numbers(shape);
+          single.subject->forward(out, scene, {.leading = {shape.B}});
+          exact->forward(exact_out, scene, {.leading = {shape.B}});
+          Bundle<float> inputs = Bundle<float>::numbers(shape, 2);
+          Bundle<double> exact_inputs = Bundle<double>::numbers(shape, 2);
+          Named<float> gradients = single.subject->zero_gradients();
+          Named<double> exact_gradients = exact->zero_gradients();
+          single.subject->backward(inputs, out, scene, {.leading = {shape.B}}, gradients);
+          exact->backward(exact_inputs, exact_out, scene, {.leading = {shape.B}}, exact_gradients);
+
+          std::vector<const Values*> expected;
+          exact_inputs.for_each([&](const Values& values) { expected.push_back(&values); });
+          auto next = expected.begin();
+          inputs.for_each([&](const std::vector<float>& values) {
+            const Values& truth = **next++;
+            double worst = 0;
+            for (std::size_t i = 0; i < values.size(); ++i)
+              worst = std::max(worst, std::abs(static_cast<double>(values[i]) - truth[i]));
+            CHECK(worst <= 1e-6);
+          });
+          for (const auto& [name, values] : exact_gradients) {
+            double largest = 1;
+            for (const double value : values) largest = std::max(largest, std::abs(value));
+            for (std::size_t i = 0; i < values.size(); ++i) {
+              const double got = static_cast<double>(gradients.at(name)[i]);
+              if (!(std::abs(got - values[i]) <= 1e-5 * largest))
+                FAIL_CHECK(name << "[" << i << "]: " << got << ", in double " << values[i]);
+            }
+          }
+        }
+    }
+  }
+}

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A module as a `Subject`: hands bundles to its hooks as tensors of every rank, layout and kind.
+#pragma once
+
+#include <array>
+#include <stdexcept>
+#include <string_view>
+#include <type_traits>
+
+#include "laws/subject.hpp"
+#include "posbias/core/parameters.hpp"
+
+namespace posbias_test {
+
+/// What a tensor of a form is.
+enum class Kind { row, col, row_map, col_map };
+
+/// Values in row-major order as an Eigen tensor or map; what a hook did to it is read back by `values()`.
+template <class S, int Rank, Kind kind>
+class Held {
+  static constexpr bool is_map = kind == Kind::row_map || kind == Kind::col_map;
+  static constexpr int layout = kind == Kind::row || kind == Kind::row_map ? Eigen::RowMajor : Eigen::ColMajor;
+  using Plain = Eigen::Tensor<S, Rank, layout>;
+  using Sizes = Eigen::array<Index, static_cast<std::size_t>(Rank)>;
+
+ public:
+  Held(const std::vector<S>& values, const Leading& leading, std::initializer_list<Index> trailing)
+      : sizes_(joined(leading, trailing)), memory_(values.size() + 1), tensor_(make()) {
+    for (std::size_t i = 0; i < values.size(); ++i) tensor_.data()[place(i)] = values[i];
+  }
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+
+  auto& tensor() { return tensor_; }
+  const auto& tensor() const { return tensor_; }
+
+  [[nodiscard]] std::vector<S> values() const {
+    std::vector<S> result(memory_.size() - 1);
+    for (std::size_t i = 0; i < result.size(); ++i) result[i] = tensor_.data()[place(i)];
+    return result;
+  }
+
+ private:
+  static Sizes joined(const Leading& leading, std::initializer_list<Index> trailing) {
+    Sizes sizes{};
+    std::copy(trailing.begin(), trailing.end(), std::copy(leading.begin(), leading.end(), sizes.begin()));
+    return sizes;
+  }
+
+  auto make() {
+    if constexpr (is_map)
+      return Eigen::TensorMap<Plain>(memory_.data() + 1, sizes_);
+    else
+      return Plain(sizes_);
+  }
+
+  /// Where the i-th value in row-major order is stored.
+  [[nodiscard]] std::size_t place(std::size_t i) const {
+    if constexpr (layout == Eigen::RowMajor) return i;
+    std::array<std::size_t, static_cast<std::size_t>(Rank)> index{};
+    for (std::size_t d = index.size(); d-- > 0;) {
+      index[d] = i % static_cast<std::size_t>(sizes_[d]);
+      i /= static_cast<std::size_t>(sizes_[d]);
+    }
+    std::size_t offset = 0;
+    for (std::size_t d = index.size(); d-- > 0;) offset = offset * static_cast<std::size_t>(sizes_[d]) + index[d];
+    return offset;
+  }
+
+  Sizes sizes_;
+  std::vector<S> memory_;
+  std::conditional_t<is_map, Eigen::TensorMap<Plain>, Plain> tensor_;
+};
+
+/// The tensors of a bundle with `Rank` leading dimensions.
+template <class S, int Rank, Kind X, Kind Q, Kind K, Kind V, Kind M>
+struct HeldBundle {
+  Held<S, Rank + 2, X> x;
+  Held<S, Rank + 3, Q> q;
+  Held<S, Rank + 3, K> k;
+  Held<S, Rank + 3, V> v;
+  Held<S, Rank + 3, M> mask;
+
+  HeldBundle(const Bundle<S>& b, const Leading& leading)
+      : x(b.x, leading, {b.shape.L1, b.shape.D}),
+        q(b.q, leading, {b.shape.L1, b.shape.NH, b.shape.H}),
+        k(b.k, leading, {b.shape.L2, b.shape.NH, b.shape.H}),
+        v(b.v, leading, {b.shape.L2, b.shape.NH, b.shape.H}),
+        mask(b.mask, leading, {b.shape.NH, b.shape.L1, b.shape.L2}) {}
+
+  void give_back(Bundle<S>& b) const {
+    b.x = x.values();
+    b.q = q.values();
+    b.k = k.values();
+    b.v = v.values();
+    b.mask = mask.values();
+  }
+};
+
+template <class Module, class S>
+class ModuleSubject : public Subject<S> {
+ public:
+  explicit ModuleSubject(Module module) : module_(std::move(module)) {}
+
+  void forward(Bundle<S>& bundle, const Scene& scene, const Form& form, posbias::Executor executor) const override {
+    const auto token = scene.token_positions(form.leading, executor);
+    const auto pair = scene.pair_positions(form.leading, executor);
+    in_form(bundle, form, [&](auto type) {
+      typename decltype(type)::type held(bundle, form.leading);
+      module_.mod_x(held.x.tensor(), token);
+      module_.mod_qkv(held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+      module_.mod_mask(held.mask.tensor(), held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+      held.give_back(bundle);
+    });
+  }
+
+  void backward(Bundle<S>& gradients, const Bundle<S>& outputs, const Scene& scene, const Form& form,
+                Named<S>& parameter_gradients, posbias::Executor executor) const override {
+    const auto token = scene.token_positions(form.leading, executor);
+    const auto pair = scene.pair_positions(form.leading, executor);
+    auto grads = module_.zero_gradients();
+    write(grads, parameter_gradients);
+    in_form(gradients, form, [&](auto type) {
+      typename decltype(type)::type grad(gradients, form.leading);
+      const typename decltype(type)::type out(outputs, form.leading);
+      module_.mod_mask_backward(grad.mask.tensor(), grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(),
+                                out.k.tensor(), out.v.tensor(), pair, grads);
+      module_.mod_qkv_backward(grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(), out.k.tensor(),
+                               out.v.tensor(), pair, grads);
+      module_.mod_x_backward(grad.x.tensor(), token, grads);
+      grad.give_back(gradients);
+    });
+    parameter_gradients = read(grads);
+  }
+
+  [[nodiscard]] Named<S> parameters() const override { return read(module_); }
+  void set_parameters(const Named<S>& values) override { write(module_, values); }
+  [[nodiscard]] Named<S> zero_gradients() const override { return read(module_.zero_gradients()); }
+
+  [[nodiscard]] std::unique_ptr<Subject<S>> copy() const override { return std::make_unique<ModuleSubject>(*this); }
+  [[nodiscard]] std::unique_ptr<Subject<S>> move() override {
+    return std::make_unique<ModuleSubject>(std::move(*this));
+  }
+  void assign(const Subject<S>& other) override { module_ = dynamic_cast<const ModuleSubject&>(other).module_; }
+
+ private:
+  template <class T>
+  struct Type {
+    using type = T;
+  };
+
+  template <int Rank, Kind X, Kind Q = X, Kind K = X, Kind V = X, Kind M = X>
+  using HeldAs = Type<HeldBundle<S, Rank, X, Q, K, V, M>>;
+
+  template <class Run>
+  static void in_form(const Bundle<S>& bundle, const Form& form, const Run& run) {
+    if (product(form.leading) != bundle.shape.B) throw std::logic_error("the form is of another batch");
+    const std::pair rank_and_storage(form.leading.size(), form.storage);
+    const auto is = [&](std::size_t rank, Storage storage) { return rank_and_storage == std::pair(rank, storage); };
+    using enum Kind;
+    if (is(1, Storage::row_major)) return run(HeldAs<1, row>());
+    if (is(1, Storage::col_major)) return run(HeldAs<1, col>());
+    if (is(2, Storage::mixed)) return run(HeldAs<2, col_map, row_map, col_map, row, col_map>());
+    if constexpr (std::is_same_v<S, double>) {
+      if (is(0, Storage::row_major)) return run(HeldAs<0, row>());
+      if (is(2, Storage::row_major)) return run(HeldAs<2, row>());
+      if (is(3, Storage::row_major)) return run(HeldAs<3, row>());
+      if (is(1, Storage::maps)) return run(HeldAs<1, row_map, col_map, row_map, col, row_map>());
+    }
+    throw std::logic_error("no such form");
+  }
+
+  template <class Owner>
+  static Named<S> read(const Owner& owner) {
+    Named<S> values;
+    posbias::for_each_parameter(owner, [&](std::string_view name, const auto& tensor) {
+      values[std::string(name)] = std::vector<S>(tensor.data(), tensor.data() + tensor.size());
+    });
+    return values;
+  }
+
+  template <class Owner>
+  static void write(Owner& owner, const Named<S>& values) {
+    posbias::for_each_parameter(owner, [&](std::string_view name, auto& tensor) {
+      const std::vector<S>& from = values.at(std::string(name));
+      if (static_cast<Index>(from.size()) != tensor.size()) throw std::logic_error("parameters of another module");
+      std::copy(from.begin(), from.end(), tensor.data());
+    });
+  }
+
+  Module module_;
+};
+
+/// Makes every law hold for this module: `make.template operator()<S>()` makes it, `truth` is what it computes. `heads`
+/// is NH; heads and tokens have 8 features. Call it from the initialiser of a constant.
+template <class Make>
+bool add_case(const std::string& name, const Make& make, const Truth& truth, Index heads = 3) {
+  const auto add = [&]<class S>(std::type_identity<S>) {
+    using Module = decltype(make.template operator()<S>());
+    cases<S>().push_back(
+        {name, heads, std::make_shared<ModuleSubject<Module, S>>(make.template operator()<S>()), truth});
+  };
+  add(std::type_identity<float>());
+  add(std::type_identity<double>());
+  return true;
+}
+
+}  // namespace posbias_test

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Every module computes what the oracle says, wherever its tokens are; a hook that it does not use is the identity.
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "laws/subject.hpp"
+#include "support/catch.hpp"
+
+using namespace posbias_test;
+
+namespace {
+
+/// One rounding of a result of size 1, and how many of them a sum of products may take.
+template <class S>
+constexpr Real rounding = std::is_same_v<S, float> ? 0x1p-24L : 0x1p-53L;
+template <class S>
+constexpr Real roundings = std::is_same_v<S, float> ? 2 : 8;
+
+/// What a double angle of this size may be off by: the promise for huge positions.
+Real angle_error(Real angle) {
+  return 4 * 0x1p-52L * std::abs(angle);
+}
+
+template <class S>
+std::vector<Real> as_reals(const std::vector<S>& values) {
+  return {values.begin(), values.end()};
+}
+
+template <class S>
+class Oracle {
+ public:
+  Oracle(const Case<S>& law_case, const Scene& scene, const Bundle<S>& in)
+      : truth_(law_case.truth), scene_(scene), in_(in), shape_(in.shape), out_(in) {
+    for (const auto& [name, values] : law_case.subject->parameters()) parameters_[name] = as_reals(values);
+    law_case.subject->forward(out_, scene, {.leading = {shape_.B}});
+  }
+
+  /// What is wrong, or nothing.
+  std::string difference() {
+    if (!same_bits(out_.v, in_.v)) return "v is not untouched";
+    check_x();
+    check_heads("q", in_.q, out_.q, shape_.L1, scene_.q, truth_.change_query);
+    check_heads("k", in_.k, out_.k, shape_.L2, scene_.k, truth_.change_key);
+    check_mask();
+    return difference_;
+  }
+
+ private:
+  void check_x() {
+    if (!truth_.addend && !same_bits(in_.x, out_.x)) return differs("x is not untouched");
+    if (!truth_.addend) return;
+    for (Index n = 0; n < shape_.B; ++n)
+      for (Index l = 0; l < shape_.L1; ++l) {
+        const auto p = scene_.q.at(n, l, shape_.L1);
+        const bool encoded = p && scene_.flag(n, l, shape_.L1);
+        const auto row = encoded ? truth_.addend(*p, parameters_) : std::vector<Real>();
+        for (Index f = 0; f < shape_.D; ++f) {
+          const auto i = static_cast<std::size_t>((n * shape_.L1 + l) * shape_.D + f);
+          const Real before = in_.x[i];
+          if (encoded)
+            check("x", i, out_.x[i], before + row[static_cast<std::size_t>(f)],
+                  roundings<S> * rounding<S> * (std::abs(before) + 1) + angle_error(*p / angle_divisor()));
+          else
+            check("x without position", i, out_.x[i], before, 0);
+        }
+      }
+  }
+
+  template <class Change>
+  void check_heads(const char* name, const std::vector<S>& in, const std::vector<S>& out, Index tokens,
+                   const Where& where, const Change& change) {
+    if (!change && !same_bits(in, out)) return differs(std::string(name) + " is not untouched");
+    if (!change) return;
+    for (Index n = 0; n < shape_.B; ++n)
+      for (Index l = 0; l < tokens; ++l)
+        for (Index h = 0; h < shape_.NH; ++h) {
+          const auto first = static_cast<std::size_t>(((n * tokens + l) * shape_.NH + h) * shape_.H);
+          std::vector<Real> head;
+          Real largest = 0;
+          for (std::size_t f = 0; f < static_cast<std::size_t>(shape_.H); ++f) {
+            head.push_back(in[first + f]);
+            largest = std::max(largest, std::abs(head.back()));
+          }
+          const auto p = where.at(n, l, tokens);
+          if (p) change(head, *p, parameters_);
+          for (std::size_t f = 0; f < head.size(); ++f)
+            check(name, first + f, out[first + f], head[f],
+                  p ? 2 * largest * (roundings<S> * rounding<S> + angle_error(*p / angle_divisor())) : 0);
+        }
+  }
+
+  void check_mask() {
+    if (!truth_.bias && !same_bits(in_.mask, out_.mask)) return differs("mask is not untouched");
+    if (!truth_.bias) return;
+    const std::vector<Real> query = as_reals(out_.q);
+    const std::vector<Real> key = as_reals(out_.k);
+    const auto head = [&](const std::vector<Real>& from, Index tokens, Index n, Index l, Index h) {
+      return std::span(from).subspan(static_cast<std::size_t>(((n * tokens + l) * shape_.NH + h) * shape_.H),
+                                     static_cast<std::size_t>(shape_.H));
+    };
+    std::size_t place = 0;
+    for (Index n = 0; n < shape_.B; ++n)
+      for (Index h = 0; h < shape_.NH; ++h)
+        for (Index i = 0; i < shape_.L1; ++i)
+          for (Index j = 0; j < shape_.L2; ++j, ++place) {
+            const auto q = scene_.q.at(n, i, shape_.L1);
+            const auto k = scene_.k.at(n, j, shape_.L2);
+            const Real before = in_.mask[place];
+            if (!q || !k) {
+              check("mask without position", place, out_.mask[place], before, 0);
+              continue;
+            }
+            const Real bias = truth_.bias(
+                {static_cast<int>(h), *q, *k, head(query, shape_.L1, n, i, h), head(key, shape_.L2, n, j, h)},
+                parameters_);
+            check("mask", place, out_.mask[place], before + bias,
+                  roundings<S> * rounding<S> * (std::abs(before) + std::abs(bias)));
+          }
+  }
+
+  void check(const char* what, std::size_t place, S value, Real expected, Real tolerance) {
+    const bool right = std::isinf(expected) ? static_cast<Real>(value) == expected
+                                            : std::abs(static_cast<Real>(value) - expected) <= tolerance;
+    if (!right)
+      differs(std::string(what) + "[" + std::to_string(place) + "] = " + std::to_string(value) + ", not " +
+              std::to_string(expected) + "; allowed: " + std::to_string(static_cast<double>(tolerance) * 1e12) +
+              "e-12");
+  }
+
+  void differs(const std::string& text) {
+    if (difference_.empty()) difference_ = text;
+  }
+
+  Real angle_divisor() const { return truth_.angle_divisor(parameters_); }
+
+  const Truth& truth_;
+  const Scene& scene_;
+  const Bundle<S>& in_;
+  Shape shape_;
+  Bundle<S> out_;
+  Truth::Parameters parameters_;
+  std::string difference_;
+};
+
+template <class S>
+void check_scenes(const Case<S>& law_case, const Shape& shape) {
+  const std::vector<Scene> all = law_case.scenes(shape);
+  REQUIRE(all.size() >= 15);
+  for (const Scene& scene : all) {
+    INFO(scene.name);
+    CHECK(Oracle<S>(law_case, scene, Bundle<S>::numbers(shape)).difference() == "");
+    if (shape.L1 < 10) CHECK(Oracle<S>(law_case, scene, Bundle<S>::one_hot(shape)).difference() == "");
+  }
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("every module is the oracle's, wherever its tokens are", "[laws]", float, double) {
+  REQUIRE_FALSE(cases<TestType>().empty());
+  for (const Case<TestType>& law_case : cases<TestType>()) {
+    DYNAMIC_SECTION(law_case.name) {
+      check_scenes(law_case, law_case.small());
+      check_scenes(law_case, law_case.square());
+      check_scenes(law_case, law_case.large());
+    }
+  }
+}
+
+TEMPLATE_TEST_CASE("one token, no token, no key, no batch entry", "[laws]", float, double) {
+  for (const Case<TestType>& law_case : cases<TestType>()) {
+    DYNAMIC_SECTION(law_case.name) {
+      for (const Index B : {0, 1, 2})
+        for (const Index L1 : {0, 1, 3})
+          for (const Index L2 : {0, 1, 5}) {
+            const Shape shape{B, law_case.heads, L1, L2, 8, 8};
+            const std::int64_t first = 100;
+            const auto position = [](Index n, Index i) { return 100 + 7 * n + i * i; };
+            const Bundle<TestType> in = Bundle<TestType>::numbers(shape);
+            for (const Scene& scene : {Scene{"range", Where::range(first), Where::range(first)},
+                                       Scene{"shared", Where::listed(0, L1, position), Where::listed(0, L2, position)},
+                                       Scene{"rows", Where::listed(B, L1, position), Where::listed(B, L2, position)}}) {
+              if (B == 0 && scene.name == "rows") continue;
+              INFO("B " << B << ", L1 " << L1 << ", L2 " << L2 << ", " << scene.name);
+              CHECK(Oracle<TestType>(law_case, scene, in).difference() == "");
+            }
+          }
+    }
+  }
+}
+
+TEST_CASE("the same cases are there for float and double", "[laws]") {
+  REQUIRE(cases<float>().size() == cases<double>().size());
+  for (std::size_t i = 0; i < cases<float>().size(); ++i) CHECK(cases<float>()[i].name == cases<double>()[i].name);
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What the laws know of a module: all its hooks on one bundle of tensors, behind virtual functions, so that a law is
+/// compiled once and not once for each module.
+///
+/// A new module needs one `add_case` for each of its configurations (see the *_cases.cpp beside this file), and every
+/// law holds for it or fails.
+#pragma once
+
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "laws/scene.hpp"
+#include "posbias/core/executor.hpp"
+#include "support/numbers.hpp"
+
+namespace posbias_test {
+
+/// How values are handed to the hooks. Between them, maps and mixed hand every argument as a map of either layout that
+/// begins between two alignment boundaries.
+enum class Storage { row_major, col_major, maps, mixed };
+
+struct Form {
+  Leading leading{2};
+  Storage storage = Storage::row_major;
+};
+
+/// Values of all tensors of an attention, in row-major order.
+template <class S>
+struct Bundle {
+  Shape shape;
+  std::vector<S> x, q, k, v, mask;
+
+  explicit Bundle(const Shape& s)
+      : shape(s),
+        x(size(s.B * s.L1 * s.D)),
+        q(size(s.B * s.L1 * s.NH * s.H)),
+        k(size(s.B * s.L2 * s.NH * s.H)),
+        v(size(s.B * s.L2 * s.NH * s.H)),
+        mask(size(s.B * s.NH * s.L1 * s.L2)) {}
+
+  /// Numbers in [-1, 1), exact in float.
+  static Bundle numbers(const Shape& shape, std::uint64_t seed = 1) {
+    Bundle bundle(shape);
+    Numbers numbers(seed);
+    bundle.for_each([&](std::vector<S>& values) {
+      for (S& value : values) value = static_cast<S>(numbers.value());
+    });
+    return bundle;
+  }
+
+  /// One feature of every token is 1, another one from token to token; the mask is a ramp.
+  static Bundle one_hot(const Shape& shape) {
+    Bundle bundle(shape);
+    const auto fill = [](std::vector<S>& values, Index features) {
+      for (Index token = 0; token * features < static_cast<Index>(values.size()); ++token)
+        values[size(token * features + token % features)] = 1;
+    };
+    fill(bundle.x, shape.D);
+    fill(bundle.q, shape.H);
+    fill(bundle.k, shape.H);
+    fill(bundle.v, shape.H);
+    for (std::size_t i = 0; i < bundle.mask.size(); ++i) bundle.mask[i] = static_cast<S>(i) / 64;
+    return bundle;
+  }
+
+  template <class Visit>
+  void for_each(const Visit& visit) {
+    for (auto* values : {&x, &q, &k, &v, &mask}) visit(*values);
+  }
+
+  [[nodiscard]] Bundle cut_queries(Index begin, Index end) const {
+    Shape s = shape;
+    s.L1 = end - begin;
+    Bundle part(s);
+    part.x = cut(x, shape.B, shape.L1, shape.D, begin, end);
+    part.q = cut(q, shape.B, shape.L1, shape.NH * shape.H, begin, end);
+    part.k = k;
+    part.v = v;
+    part.mask = cut(mask, shape.B * shape.NH, shape.L1, shape.L2, begin, end);
+    return part;
+  }
+
+  [[nodiscard]] Bundle cut_keys(Index begin, Index end) const {
+    Shape s = shape;
+    s.L2 = end - begin;
+    Bundle part(s);
+    part.x = x;
+    part.q = q;
+    part.k = cut(k, shape.B, shape.L2, shape.NH * shape.H, begin, end);
+    part.v = cut(v, shape.B, shape.L2, shape.NH * shape.H, begin, end);
+    part.mask = cut(mask, shape.B * shape.NH * shape.L1, shape.L2, 1, begin, end);
+    return part;
+  }
+
+  /// Batch entries in this order; fewer, or one, are fine.
+  [[nodiscard]] Bundle entries(const std::vector<Index>& order) const {
+    Shape s = shape;
+    s.B = static_cast<Index>(order.size());
+    Bundle part(s);
+    const auto take = [&](const std::vector<S>& from, std::vector<S>& to) {
+      const std::size_t each = from.size() / size(shape.B);
+      for (std::size_t n = 0; n < order.size(); ++n)
+        std::copy_n(from.begin() + static_cast<std::ptrdiff_t>(size(order[n]) * each), each,
+                    to.begin() + static_cast<std::ptrdiff_t>(n * each));
+    };
+    take(x, part.x);
+    take(q, part.q);
+    take(k, part.k);
+    take(v, part.v);
+    take(mask, part.mask);
+    return part;
+  }
+
+ private:
+  static std::size_t size(Index n) { return static_cast<std::size_t>(n); }
+
+  static std::vector<S> cut(const std::vector<S>& values, Index outer, Index axis, Index inner, Index begin,
+                            Index end) {
+    std::vector<S> part;
+    for (Index n = 0; n < outer; ++n)
+      part.insert(part.end(), values.begin() + (n * axis + begin) * inner, values.begin() + (n * axis + end) * inner);
+    return part;
+  }
+};
+
+/// memcmp: -0 is not 0 here, and a NaN equals itself.
+template <class S>
+bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0);
+}
+
+/// The tensors of two bundles that differ in a bit, by name; "" if none does.
+template <class S>
+std::string differing(const Bundle<S>& a, const Bundle<S>& b) {
+  std::string names;
+  if (!same_bits(a.x, b.x)) names += "x ";
+  if (!same_bits(a.q, b.q)) names += "q ";
+  if (!same_bits(a.k, b.k)) names += "k ";
+  if (!same_bits(a.v, b.v)) names += "v ";
+  if (!same_bits(a.mask, b.mask)) names += "mask ";
+  return names;
+}
+
+template <class S>
+using Named = std::map<std::string, std::vector<S>>;
+
+template <class S>
+std::string differing(const Named<S>& a, const Named<S>& b) {
+  if (a.size() != b.size()) return "number of parameters";
+  std::string names;
+  for (const auto& [name, values] : a)
+    if (!b.contains(name) || !same_bits(values, b.at(name))) names += name + " ";
+  return names;
+}
+
+/// The forms that the laws know. They are compiled for every module, so float gets those that differ most.
+template <class S>
+std::vector<Form> forms() {
+  std::vector<Form> all{{{6}, Storage::row_major}, {{6}, Storage::col_major}, {{2, 3}, Storage::mixed}};
+  if constexpr (std::is_same_v<S, double>) {
+    all.push_back({{3, 2}, Storage::row_major});
+    all.push_back({{3, 1, 2}, Storage::row_major});
+    all.push_back({{6}, Storage::maps});
+  }
+  return all;
+}
+
+template <class S>
+class Subject {
+ public:
+  virtual ~Subject() = default;
+
+  /// mod_x, mod_qkv and mod_mask, in place.
+  virtual void forward(Bundle<S>& bundle, const Scene& scene, const Form& form,
+                       posbias::Executor executor = {}) const = 0;
+  /// Their adjoints in reverse order: gradients of the outputs become those of the inputs, the parameters' are added.
+  virtual void backward(Bundle<S>& gradients, const Bundle<S>& outputs, const Scene& scene, const Form& form,
+                        Named<S>& parameter_gradients, posbias::Executor executor = {}) const = 0;
+
+  [[nodiscard]] virtual Named<S> parameters() const = 0;
+  virtual void set_parameters(const Named<S>& values) = 0;
+  [[nodiscard]] virtual Named<S> zero_gradients() const = 0;
+
+  [[nodiscard]] virtual std::unique_ptr<Subject> copy() const = 0;
+  [[nodiscard]] virtual std::unique_ptr<Subject> move() = 0;
+  virtual void assign(const Subject& other) = 0;
+};
+
+/// What a module computes, in the oracle's words. An empty function: the hook is the identity.
+struct Truth {
+  using Parameters = Named<Real>;
+
+  struct Logit {
+    int h;
+    Real q, k;                         ///< positions
+    std::span<const Real> query, key;  ///< as mod_qkv left them
+  };
+
+  std::function<std::vector<Real>(Real p, const Parameters&)> addend{};                 ///< mod_x adds this row
+  std::function<void(std::span<Real> head, Real p, const Parameters&)> change_query{};  ///< mod_qkv of a query
+  std::function<void(std::span<Real> head, Real p, const Parameters&)> change_key{};    ///< mod_qkv of a key
+  std::function<Real(const Logit&, const Parameters&)> bias{};                          ///< mod_mask adds this
+  /// By what positions are divided before sines and cosines are taken of them.
+  std::function<Real(const Parameters&)> angle_divisor = [](const Parameters&) { return Real(1); };
+  bool integers_only = false;  ///< positions must be integers
+};
+
+template <class S>
+struct Case {
+  std::string name;
+  Index heads;
+  std::shared_ptr<const Subject<S>> subject;
+  Truth truth;
+
+  [[nodiscard]] Shape small() const { return {2, heads, 5, 7, 8, 8}; }
+  [[nodiscard]] Shape square() const { return {2, heads, 7, 7, 8, 8}; }
+  /// Longer than the blocks that loops are cut into.
+  [[nodiscard]] Shape large() const { return {2, heads, 71, 137, 8, 8}; }
+
+  [[nodiscard]] std::vector<Scene> scenes(const Shape& shape) const {
+    std::vector<Scene> all = posbias_test::scenes(shape);
+    if (truth.integers_only) std::erase_if(all, [](const Scene& scene) { return !scene.integral(); });
+    return all;
+  }
+};
+
+/// All cases of all modules that are linked in.
+template <class S>
+std::vector<Case<S>>& cases() {
+  static std::vector<Case<S>> all;
+  return all;
+}
+
+}  // namespace posbias_test
