@@ -76,7 +76,7 @@ void for_each_index(Tensor& tensor, Visit visit) {
     for (Index i = 0; i < tensor.size(); ++i) {
       visit(tensor(at));
       for (std::size_t d = at.size(); d-- > 0;) {
-        if (++at[d] < tensor.dimension(d)) break;
+        if (++at[d] < tensor.dimensions()[d]) break;
         at[d] = 0;
       }
     }
