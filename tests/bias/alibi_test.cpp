@@ -2,6 +2,7 @@
 #include "posbias/bias/alibi.hpp"
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 
 #include "support/golden_bias.hpp"
@@ -152,6 +153,19 @@ TEST_CASE("ALiBi: only one of q and k given, the other is 0 .. L-1") {
         std::vector<double>{-100. / 256, -99. / 256, -98. / 256, -101. / 256, -100. / 256, -99. / 256});
   const auto other = module.bias(2, 1, {.k = Positions::range(100)});
   CHECK(head(other, 0) == std::vector<double>{-100. / 256, -99. / 256});
+}
+
+TEST_CASE("ALiBi: rows and columns of tokens without a position get no bias, where upstream fails") {
+  // Upstream cannot add a bias of the positions' size to a mask of the tokens' size.
+  const ALiBi<double> module({.n_heads = 1});  // slope 1/256
+  Eigen::Tensor<std::int64_t, 1> two(2), three(3);
+  two.setValues({102, 103});
+  three.setValues({100, 101, 103});
+  Eigen::Tensor<double, 3, Eigen::RowMajor> mask(1, 3, 4);
+  mask.setConstant(7);
+  module.mod_mask(mask, {.q = two, .k = three});
+  const double s = 1. / 256;
+  CHECK(head(mask, 0) == std::vector<double>{7, 7, 7, 7, 7, 7 - 2 * s, 7 - s, 7 - s, 7, 7 - 3 * s, 7 - 2 * s, 7});
 }
 
 TEST_CASE("ALiBi: the learned divisor starts at divide, and its gradient skips what is blocked") {

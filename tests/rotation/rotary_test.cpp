@@ -211,6 +211,25 @@ TEST_CASE("Rotary: q·k depends on the difference of positions only, with groupe
   CHECK(product(1000) == Approx(product(0)).epsilon(1e-11));
 }
 
+TEST_CASE("Rotary: tokens without a position stay as they are, where upstream makes them 0", "[golden]") {
+  // Upstream pads sines and cosines with 0 on the left, and so erases the content of a CLS token. A token that is
+  // nowhere is not turned.
+  const GoldenCase golden("bio_rotary__pos_short");
+  const Rotary<double> module(options_of(golden));
+  auto q = golden.tensor<double, 4>("in.q");
+  auto k = golden.tensor<double, 4>("in.k");
+  const auto before = q;
+  const auto recorded = golden.tensor<double, 4>("out.q");
+  module.mod_qkv(q, k, k, golden.pair_positions());
+  for (Index b = 0; b < 2; ++b)
+    for (Index l = 0; l < 3; ++l)  // 7 tokens, 4 positions
+      for (Index h = 0; h < 2; ++h)
+        for (Index d = 0; d < 4; ++d) {
+          CHECK(q(b, l, h, d) == before(b, l, h, d));
+          CHECK(recorded(b, l, h, d) == 0);
+        }
+}
+
 TEST_CASE("Rotary names what is wrong and writes nothing") {
   const auto construct = [](RotaryOptions options) { return [=] { Rotary<float> module(options); }; };
   const std::string required = "; it is required, and must be even and positive";

@@ -84,6 +84,7 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   [[nodiscard]] auto get_bias(Index i, Index j) const { return this->bias(i, j, {.q = Positions::range(j - i)}); }
   [[nodiscard]] auto operator()(Index i, Index j) const { return get_bias(i, j); }
 
+  /// The bias (heads, relative.size()) of some heads at key minus query positions.
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
     const double divisor = this->parameters_.divisor();
     for (Index h = head; h < head + heads; ++h)
@@ -92,7 +93,7 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
                                   : static_cast<Scalar>(-slope(h) * (std::abs(r) / divisor));
   }
 
-  /// With y = |r| / divisor the bias is -slope·y; what is blocked does not move.
+  /// Adjoint of `evaluate`: with y = |r| / divisor the bias is -slope·y; what is blocked does not move.
   void evaluate_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,
                          Gradients& grads) const {
     const double divisor = this->parameters_.divisor();

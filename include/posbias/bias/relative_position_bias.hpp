@@ -74,6 +74,7 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
     return repeated<3>(batch, q_len, k_len, step);
   }
 
+  /// The bias (heads, relative.size()) of some heads at key minus query positions, which are integers.
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
     const auto& weight = this->parameters_.weight;
     const auto count = static_cast<Index>(relative.size());
@@ -83,6 +84,7 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
     }
   }
 
+  /// Adjoint of `evaluate`: each bucket's weight gets the gradients of the positions in it.
   void evaluate_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,
                          Gradients& grads) const {
     const auto count = static_cast<Index>(relative.size());

@@ -58,11 +58,12 @@ class Sinusoidal : public AdditiveEmbedding<Sinusoidal<Scalar>, Scalar, Divide<S
   [[nodiscard]] const Options& options() const { return options_; }
   [[nodiscard]] Index dim() const { return options_.dim; }
 
+  /// The rows (positions.size(), dim) that are added to tokens at these positions.
   void embed(std::span<const double> positions, Scalar* rows) const {
     detail::fill_sines_and_cosines<Scalar>(positions, this->parameters_.divisor(), frequencies_, layout(), dim(), rows);
   }
 
-  /// With y = p / divisor: d sin(y·f) = f·cos(y·f) dy and d cos(y·f) = -f·sin(y·f) dy.
+  /// Adjoint of `embed`: with y = p / divisor, d sin(y·f) = f·cos(y·f) dy and d cos(y·f) = -f·sin(y·f) dy.
   void embed_backward(std::span<const double> positions, const double* grad_rows, Gradients& grads) const {
     const double divisor = this->parameters_.divisor();
     double sum = 0;
