@@ -5,10 +5,6 @@ include(GNUInstallDirs)
 
 set(package_dir ${CMAKE_INSTALL_DATADIR}/cmake/posbias)
 
-if(POSBIAS_EIGEN_FETCHED)
-  # Whoever uses the installed package brings an Eigen of their own; the download stays in the build tree.
-  install(TARGETS posbias_fetched_eigen EXPORT posbiasTargets)
-endif()
 install(TARGETS posbias EXPORT posbiasTargets FILE_SET HEADERS)
 install(EXPORT posbiasTargets NAMESPACE posbias:: DESTINATION ${package_dir})
 if(TARGET posbias_io)
