@@ -4,8 +4,10 @@
 # The version is compared here and not by find_package: Eigen 3.4.0 rejects version ranges, and Eigen 5 does not
 # count itself compatible with a plain 3.4.
 
-# posbias_require_eigen([FETCH]): defines Eigen3::Eigen, downloading it with FETCH if none is installed.
-macro(posbias_require_eigen)
+# posbias_find_eigen([FETCH]): defines Eigen3::Eigen, downloading it with FETCH if none is installed, or sets
+# POSBIAS_EIGEN_PROBLEM.
+macro(posbias_find_eigen)
+  set(POSBIAS_EIGEN_PROBLEM "")
   if(NOT TARGET Eigen3::Eigen)
     find_package(Eigen3 QUIET NO_MODULE)
   endif()
@@ -25,9 +27,8 @@ macro(posbias_require_eigen)
     set(Eigen3_VERSION 3.4.0)
   endif()
   if(NOT TARGET Eigen3::Eigen)
-    message(FATAL_ERROR "posbias needs Eigen 3.4 or later (Debian, Ubuntu: libeigen3-dev)")
-  endif()
-  if(DEFINED Eigen3_VERSION AND Eigen3_VERSION VERSION_LESS 3.4)
-    message(FATAL_ERROR "posbias needs Eigen 3.4 or later; found ${Eigen3_VERSION}")
+    set(POSBIAS_EIGEN_PROBLEM "posbias needs Eigen 3.4 or later (Debian, Ubuntu: libeigen3-dev)")
+  elseif(DEFINED Eigen3_VERSION AND Eigen3_VERSION VERSION_LESS 3.4)
+    set(POSBIAS_EIGEN_PROBLEM "posbias needs Eigen 3.4 or later; found ${Eigen3_VERSION}")
   endif()
 endmacro()

@@ -78,6 +78,7 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
   };
 
   use(Identity());
+  use(Identity{});
   use(Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::interleaved, .divide = 1, .learned_div = false}));
   use(Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::half}));
   use(Rotary<S>({.head_dim = 8,

@@ -146,6 +146,18 @@ TEST_CASE("ALiBi: blocked is -inf, so a row masked elsewhere cannot fall back on
   CHECK(head(bias, 3) == std::vector<double>(9, 0));
 }
 
+TEST_CASE("ALiBi: finite positions give no NaN and no -0") {
+  const ALiBi<double> module({.n_heads = 2, .use_n_heads = 1});
+  Eigen::Tensor<double, 1> far(2);
+  far.setValues({1e308, -1e308});
+  const auto bias = module.bias(2, 2, {.q_k = far});
+  CHECK(head(bias, 0) == std::vector<double>{0, blocked, blocked, 0});  // the distance overflows
+  CHECK(head(bias, 1) == std::vector<double>(4, 0));
+  const auto diagonals = module.diagonals(2, 2);
+  CHECK_FALSE(std::signbit(diagonals(0, 1)));
+  CHECK_FALSE(std::signbit(diagonals(1, 0)));
+}
+
 TEST_CASE("ALiBi: only one of q and k given, the other is 0 .. L-1") {
   const ALiBi<double> module({.n_heads = 1});  // slope 1/256
   const auto bias = module.bias(2, 3, {.q = Positions::range(100)});
@@ -231,6 +243,10 @@ TEST_CASE("ALiBi names what is wrong and writes nothing") {
   CHECK(message_of<PositionError>([&] {
           module.mod_mask(mask, {.q_k = Positions::range(), .k = Positions::range()});
         }) == "ALiBi::mod_mask: positions q_k and k are both given; give q_k alone, or q and k");
+  CHECK(message_of<PositionError>([&] { module.mod_mask_backward(mask, {.q = reals}, grads); }) ==
+        "ALiBi::mod_mask_backward: q at index 2 is nan; positions must be finite");
+  CHECK(message_of<ShapeError>([&] { (void)module.bias(Index{1} << 62, 4); }) ==
+        "ALiBi::bias: L1 = 4611686018427387904, L2 = 4; no tensor can be so large");
   CHECK(untouched());
   for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }

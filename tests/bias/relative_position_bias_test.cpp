@@ -186,24 +186,26 @@ TEST_CASE("RelativePositionBias names what is wrong and writes nothing") {
   Eigen::Tensor<double, 1> reals(5);
   reals.setValues({100, 101, 102.5, 103, 104});
   CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.q = reals}); }) ==
-        "RelativePositionBias::mod_mask: q at index 2 is 102.5; integers are needed");
+        "RelativePositionBias::mod_mask: q at index 2 is 102.5; integers strictly between -2^62 and 2^62 are needed");
   Eigen::Tensor<double, 1> keys(7);
   keys.setValues({0, 1, 2, 3, 1e30, 5, 6});
   CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.k = keys}); }) ==
-        "RelativePositionBias::mod_mask: k at index 4 is 1e+30; integers are needed");
+        "RelativePositionBias::mod_mask: k at index 4 is 1e+30; integers strictly between -2^62 and 2^62 are needed");
   CHECK(message_of<ShapeError>([&] { (void)module(-1, 5, 7); }) ==
         "RelativePositionBias: batch = -1; it must not be negative");
   auto grads = module.zero_gradients();
-  auto others = RelativePositionBias<float>({.num_buckets = 16, .n_heads = 3}).zero_gradients();
+  auto others = RelativePositionBias<float>({.num_buckets = 48, .n_heads = 2}).zero_gradients();  // as many values
   CHECK(message_of<ShapeError>([&] { module.mod_mask_backward(mask, {}, others); }) ==
-        "RelativePositionBias::mod_mask_backward: grads entry relative_attention_bias.weight has 48 values; the "
-        "parameter has 96");
+        "RelativePositionBias::mod_mask_backward: grads entry relative_attention_bias.weight has shape (48, 2); the "
+        "parameter has (32, 3); use the module's zero_gradients()");
   CHECK(message_of<PositionError>([&] { module.mod_mask_backward(mask, {.q = reals}, grads); }) ==
-        "RelativePositionBias::mod_mask_backward: q at index 2 is 102.5; integers are needed");
+        "RelativePositionBias::mod_mask_backward: q at index 2 is 102.5; integers strictly between -2^62 and 2^62 are "
+        "needed");
   for (Index i = 0; i < mask.size(); ++i) REQUIRE(mask.data()[i] == 0.5F);
-  for_each_parameter(grads, [](std::string_view, const auto& g) {
-    for (Index i = 0; i < g.size(); ++i) REQUIRE(g.data()[i] == 0);
-  });
+  for (const auto* g : {&grads, &others})
+    for_each_parameter(*g, [](std::string_view, const auto& values) {
+      for (Index i = 0; i < values.size(); ++i) REQUIRE(values.data()[i] == 0);
+    });
 }
 
 }  // namespace

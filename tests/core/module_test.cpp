@@ -215,14 +215,16 @@ TEST_CASE("gradients of another module are refused", "[module]") {
   CHECK(learned.check(constant.zero_gradients()) ==
         "Dividing::hook: grads lacks an entry div; use the module's zero_gradients()");
   CHECK(constant.check(learned.zero_gradients()) ==
-        "Dividing::hook: grads has an entry div that the module does not learn; use its zero_gradients()");
+        "Dividing::hook: grads has an entry div that the module does not learn; use the module's zero_gradients()");
 
   const Weighted module(2, 5);
   CHECK(module.check(module.zero_gradients()) == "<nothing thrown>");
   CHECK(module.check(Weighted(4, 5).zero_gradients()) ==
-        "Weighted::hook: grads entry first.weight has 12 values; the parameter has 6");
+        "Weighted::hook: grads entry first.weight has shape (4, 3); the parameter has (2, 3); use the "
+        "module's zero_gradients()");
   CHECK(module.check(Weighted(2, 6).zero_gradients()) ==
-        "Weighted::hook: grads entry second.weight has 6 values; the parameter has 5");
+        "Weighted::hook: grads entry second.weight has shape (6); the parameter has (5); use the "
+        "module's zero_gradients()");
 }
 
 TEST_CASE("parameters can be set through the visitor", "[module]") {

@@ -295,10 +295,14 @@ TEST_CASE("modules may need integers", "[positions]") {
   const auto needs_integers = [](const Positions& positions) {
     return message_of<PositionError>([&] { locate(positions, 3).require_integers("M", "hook", "q"); });
   };
-  CHECK(needs_integers(list<double>({1, 2, 2.5})) == "M::hook: q at index 2 is 2.5; integers are needed");
-  CHECK(needs_integers(list<float>({-0.5F, 2, 2})) == "M::hook: q at index 0 is -0.5; integers are needed");
-  CHECK(needs_integers(list<double>({1, 1e300, 2})) == "M::hook: q at index 1 is 1e+300; integers are needed");
-  CHECK(needs_integers(list<double>({1, 0x1p62, 2})) == "M::hook: q at index 1 is 4.61168602e+18; integers are needed");
+  CHECK(needs_integers(list<double>({1, 2, 2.5})) ==
+        "M::hook: q at index 2 is 2.5; integers strictly between -2^62 and 2^62 are needed");
+  CHECK(needs_integers(list<float>({-0.5F, 2, 2})) ==
+        "M::hook: q at index 0 is -0.5; integers strictly between -2^62 and 2^62 are needed");
+  CHECK(needs_integers(list<double>({1, 1e300, 2})) ==
+        "M::hook: q at index 1 is 1e+300; integers strictly between -2^62 and 2^62 are needed");
+  CHECK(needs_integers(list<double>({1, 0x1p62, 2})) ==
+        "M::hook: q at index 1 is 4.61168602e+18; integers strictly between -2^62 and 2^62 are needed");
   CHECK(needs_integers(list<double>({1, 2, 3})) == "<nothing thrown>");
   CHECK(needs_integers(list<int>({1, 2, 3})) == "<nothing thrown>");
   CHECK(needs_integers(Positions()) == "<nothing thrown>");

@@ -77,6 +77,8 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
         "Sinusoidal: divide = 0; it must be positive and finite");
   CHECK(message_of<OptionError>(construct({.dim = 4, .divide = -1, .learned_div = true})) ==
         "Sinusoidal: divide = -1; it must be positive and finite");
+  CHECK(message_of<OptionError>(construct({.dim = 4, .divide = 1e-9, .learned_div = true})) ==
+        "Sinusoidal: divide = 1e-09; a learned divisor must start above 1e-08");
   CHECK(message_of<OptionError>(construct({.dim = 4, .divide = std::nan("")})) ==
         "Sinusoidal: divide = nan; it must be positive and finite");
 
@@ -92,7 +94,8 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
     std::string text = message_of<Exception>([&] { module.mod_x(x, at); });
     CHECK(untouched());
     auto grads = module.zero_gradients();
-    message_of<Exception>([&] { module.mod_x_backward(x, at, grads); });
+    std::string backward = message_of<Exception>([&] { module.mod_x_backward(x, at, grads); });
+    CHECK(backward.replace(backward.find("_backward"), 9, "") == text);
     CHECK(untouched());
     for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
     return text;
@@ -135,8 +138,8 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
         "Sinusoidal::mod_x_backward: grads lacks an entry div; use the module's zero_gradients()");
   auto surplus = module.zero_gradients();
   CHECK(message_of<ShapeError>([&] { Sinusoidal<float>({.dim = 8}).mod_x_backward(x, {}, surplus); }) ==
-        "Sinusoidal::mod_x_backward: grads has an entry div that the module does not learn; use its "
-        "zero_gradients()");
+        "Sinusoidal::mod_x_backward: grads has an entry div that the module does not learn; use the "
+        "module's zero_gradients()");
 }
 
 }  // namespace

@@ -292,7 +292,12 @@ TEST_CASE("Rotary names what is wrong and writes nothing") {
   auto grads = module.zero_gradients();
   CHECK(message_of<ShapeError>([&] { module.mod_qkv_backward(q, k, v, k, k, v, {}, grads); }) ==
         "Rotary::mod_qkv_backward: grad_q has shape (2, 5, 3, 8); q has (2, 7, 3, 8)");
+  CHECK(message_of<PositionError>([&] { module.mod_qkv_backward(q, k, v, q, k, v, {.k = reals}, grads); }) ==
+        "Rotary::mod_qkv_backward: k at index 4 is nan; positions must be finite");
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, v); }) ==
+        "Rotary::mod_qkv: q and k are the same memory, which would be rotated twice");
   CHECK(untouched());
+  for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ inline auto contains(const std::string& text) {
 ///
 ///     CHECK_THAT(message_of<ShapeError>([&] { alibi.mod_mask(mask); }), contains("n_heads = 12"));
 template <class Exception, class Call>
-std::string message_of(Call&& call) {
+[[nodiscard]] std::string message_of(Call&& call) {
   try {
     std::forward<Call>(call)();
   } catch (const std::exception& error) {

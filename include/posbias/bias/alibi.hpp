@@ -19,6 +19,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <string_view>
@@ -71,7 +72,7 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   [[nodiscard]] static std::vector<double> get_slopes(Index heads) {
     if (heads < 1) detail::fail<OptionError>(name, "::get_slopes: heads = ", heads, "; it must be positive");
     Index power = 1;
-    while (2 * power <= heads) power *= 2;
+    while (power <= heads / 2) power *= 2;
     std::vector<double> slopes;
     for (Index i = 1; i <= power; ++i)
       slopes.push_back(std::exp2(-8 * static_cast<double>(i) / static_cast<double>(power)));
@@ -89,8 +90,8 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
     const double divisor = this->parameters_.divisor();
     for (Index h = head; h < head + heads; ++h)
       for (const double r : relative)
-        *values++ = blocked(h, r) ? -std::numeric_limits<Scalar>::infinity()
-                                  : static_cast<Scalar>(-slope(h) * (std::abs(r) / divisor));
+        *values++ =
+            blocked(h, r) ? -std::numeric_limits<Scalar>::infinity() : static_cast<Scalar>(penalty(h, r, divisor));
   }
 
   /// Adjoint of `evaluate`: with y = |r| / divisor the bias is -slope·y; what is blocked does not move.
@@ -101,13 +102,18 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
     for (Index h = head; h < head + heads; ++h)
       for (const double r : relative) {
         const double grad = *grad_values++;
-        if (!blocked(h, r)) sum -= grad * slope(h) * (std::abs(r) / divisor);
+        if (!blocked(h, r)) sum += grad * penalty(h, r, divisor);
       }
     this->parameters_.backward(sum, grads);
   }
 
  private:
   [[nodiscard]] double slope(Index h) const { return slopes_[static_cast<std::size_t>(h)]; }
+
+  /// Never -0, nor 0 times infinity.
+  [[nodiscard]] double penalty(Index h, double relative, double divisor) const {
+    return slope(h) == 0 ? 0 : 0 - slope(h) * (std::abs(relative) / divisor);
+  }
 
   /// `relative` is key minus query.
   [[nodiscard]] bool blocked(Index h, double relative) const {

@@ -6,12 +6,12 @@
 /// same `add_to`, so they can only agree.
 #pragma once
 
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/index.hpp"
 
 namespace posbias {
 
 /// Logits of batch entry `batch`, heads [head, head + heads), queries [query, query + queries) and keys [key, key +
-/// keys); `data` is the first of them.
+/// keys); `data` is the first of them, strides count elements.
 template <class Scalar>
 struct LogitTile {
   Scalar* data;

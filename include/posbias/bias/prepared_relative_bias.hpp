@@ -9,8 +9,9 @@
 ///     b(-2)  b(-1)  b( 0)  b( 1)           row 2   [-2   -1     0    1 ]
 ///
 /// So a row is a slice of the table. Other integers (packed rows, caches with holes) are cut into runs of
-/// consecutive keys, a slice each; a module is asked once for every distinct relative position. Reals, and integers
-/// so far apart that a table would be larger than a few rows, are evaluated row by row.
+/// consecutive keys, a slice each; a module is asked once for every relative position in their range. Reals, and
+/// integers so far apart that a table would be larger than 4·(L1+L2), or than the pairs there are, are evaluated
+/// row by row.
 #pragma once
 
 #include <Eigen/Core>
@@ -27,7 +28,7 @@
 namespace posbias {
 
 /// A relative bias at given positions, ready to add itself to tiles of logits in any order and from any thread.
-/// Refers to the module and to the positions it was prepared from.
+/// Refers to the module, which must outlive it.
 template <class Bias>
 class PreparedRelativeBias {
  public:
@@ -77,7 +78,8 @@ class PreparedRelativeBias {
     return result;
   }
 
-  /// Adjoint of `add_to`: adds the gradient of a tile's logits up, along diagonals where there is a table.
+  /// Adjoint of `add_to`: adds the gradient of a tile's logits up, along diagonals where there is a table. Tiles
+  /// that share a head must come one after another; without a table, all tiles must.
   void accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
     if (tabulated()) {
       for_each_slice(tile, [&](const Scalar* logits, std::size_t begin, Index count) {
@@ -95,7 +97,8 @@ class PreparedRelativeBias {
         bias_->evaluate_backward(relative, tile.head, tile.heads, values.data(), accumulator.row);
         double* sum = accumulator.sums.data();
         for_each_parameter(accumulator.row, [&](std::string_view, auto& tensor) {
-          for (Index p = 0; p < tensor.size(); ++p) *sum++ += std::exchange(tensor.data()[p], Scalar(0));
+          for (Index p = 0; p < tensor.size(); ++p)
+            *sum++ += static_cast<double>(std::exchange(tensor.data()[p], Scalar(0)));
         });
       });
     }
@@ -150,7 +153,9 @@ class PreparedRelativeBias {
       highest = n == 0 ? k.highest - q.lowest : std::max(highest, k.highest - q.lowest);
     }
     const std::uint64_t beyond_first = static_cast<std::uint64_t>(highest) - static_cast<std::uint64_t>(lowest);
-    if (beyond_first >= static_cast<std::uint64_t>(4 * (at_.q.count() + at_.k.count()))) return;
+    const Index tokens = at_.q.count() + at_.k.count();
+    const Index pairs = rows * at_.q.count() * at_.k.count();
+    if (beyond_first >= static_cast<std::uint64_t>(std::min(4 * tokens, pairs))) return;
 
     lowest_ = lowest;
     width_ = static_cast<Index>(beyond_first) + 1;

@@ -34,29 +34,31 @@ class RelativeBias : public Module<Derived, Parameters> {
   using Prepared = PreparedRelativeBias<Derived>;
   static constexpr bool integers_only = false;
 
-  /// Adds the bias to an additive mask (B, *, NH, L1, L2). Queries and keys without a position get none. Cost:
-  /// L1+L2-1 evaluations a head and one pass over the mask. Throws ShapeError, PositionError.
+  /// Adds the bias to an additive mask (B, *, NH, L1, L2). Queries and keys without a position get none. Cost: one
+  /// pass over the mask, and L1+L2-1 evaluations a head at consecutive positions; a few times as many at other
+  /// integers, one for each pair at reals and at integers far apart. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
     modify("mod_mask", detail::view<3>(mask), at);
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
-  template <WritableTensorOf<Scalar, 3> M, TensorLike Q, TensorLike K, TensorLike V>
+  template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     check_content("mod_mask", "mask", mask, q, k, v);
     modify("mod_mask", detail::view<3>(mask), at);
   }
 
-  /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals.
+  /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
+  /// a table it runs on the calling thread. Throws ShapeError, PositionError.
   template <TensorOf<Scalar, 3> M>
   void mod_mask_backward(const M& grad_mask, const PairPositions& at, Gradients& grads) const {
     backward(detail::view<3>(grad_mask), at, grads);
   }
 
   /// The same; nothing is added to grad_q, grad_k and grad_v.
-  template <TensorOf<Scalar, 3> M, TensorLike GQ, TensorLike GK, TensorLike GV, TensorLike Q, TensorLike K,
-            TensorLike V>
+  template <TensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
+            HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
     check_content("mod_mask_backward", "grad_mask", grad_mask, q, k, v);
@@ -85,7 +87,20 @@ class RelativeBias : public Module<Derived, Parameters> {
     return result;
   }
 
-  /// The bias at these positions, ready for tiles of logits. Refers to this module and to `at`.
+  /// The bias of `queries` by `keys` logits in each batch entry of shape `leading` (B, *), ready for tiles. Refers
+  /// to this module and owns all else. Throws ShapeError, PositionError.
+  [[nodiscard]] Prepared prepare(std::span<const Index> leading, Index queries, Index keys,
+                                 const PairPositions& at = {}) const& {
+    check_lengths("prepare", queries, keys);
+    return prepare("prepare", detail::Leading(leading), queries, keys, at);
+  }
+  Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
+
+ protected:
+  using Base::Base;
+  using Base::derived;
+
+ private:
   [[nodiscard]] Prepared prepare(std::string_view hook, const detail::Leading& leading, Index queries, Index keys,
                                  const PairPositions& at) const {
     const PairLocations locations(Derived::name, hook, at, leading, queries, keys);
@@ -96,21 +111,15 @@ class RelativeBias : public Module<Derived, Parameters> {
     return Prepared(derived(), locations);
   }
 
- protected:
-  using Base::Base;
-  using Base::derived;
-
- private:
-  static constexpr Index rows_per_tile = 64;
-
   void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
     check_heads(hook, "mask", mask.shape[0]);
     const Prepared prepared = prepare(hook, mask.leading, mask.shape[1], mask.shape[2], at);
-    const Index blocks = (mask.shape[1] + rows_per_tile - 1) / rows_per_tile;
+    constexpr Index queries_per_task = 64;
+    const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
     at.executor.parallel_for(mask.batches() * blocks, [&](Index task) {
-      const Index query = task % blocks * rows_per_tile;
-      prepared.add_to(
-          tile(mask, task / blocks, 0, mask.shape[0], query, std::min(rows_per_tile, mask.shape[1] - query)));
+      const Index query = task % blocks * queries_per_task;
+      for_each_tile(mask, task / blocks, 0, mask.shape[0], query, std::min(queries_per_task, mask.shape[1] - query),
+                    [&](const LogitTile<Scalar>& tile) { prepared.add_to(tile); });
     });
   }
 
@@ -125,26 +134,24 @@ class RelativeBias : public Module<Derived, Parameters> {
     const Index heads_per_task = prepared.tabulated() ? 1 : grad_mask.shape[0];
     at.executor.parallel_for(grad_mask.shape[0] / heads_per_task, [&](Index task) {
       for (Index n = 0; n < grad_mask.batches(); ++n)
-        prepared.accumulate(tile(grad_mask, n, task * heads_per_task, heads_per_task, 0, grad_mask.shape[1]), sums);
+        for_each_tile(grad_mask, n, task * heads_per_task, heads_per_task, 0, grad_mask.shape[1],
+                      [&](const LogitTile<const Scalar>& tile) { prepared.accumulate(tile, sums); });
     });
     prepared.finish(sums, grads);
   }
 
-  template <class S>
-  static LogitTile<S> tile(const detail::TensorView<S, 3>& logits, Index n, Index head, Index heads, Index query,
-                           Index queries) {
-    const auto& strides = logits.strides;
-    return {logits.batch(n) + head * strides[0] + query * strides[1],
-            strides[0],
-            strides[1],
-            strides[2],
-            n,
-            head,
-            heads,
-            query,
-            queries,
-            0,
-            logits.shape[2]};
+  /// Cuts some heads and queries of a batch entry into tiles: whole rows where keys are neighbours in memory,
+  /// narrow columns where they are far apart.
+  template <class S, class Visit>
+  static void for_each_tile(const detail::TensorView<S, 3>& logits, Index n, Index head, Index heads, Index query,
+                            Index queries, const Visit& visit) {
+    const auto [head_stride, query_stride, key_stride] = logits.strides;
+    const Index all_keys = logits.shape[2];
+    const Index keys_per_tile = key_stride > query_stride ? 8 : std::max<Index>(all_keys, 1);
+    for (Index key = 0; key < all_keys; key += keys_per_tile)
+      visit(LogitTile<S>{logits.batch(n) + head * head_stride + query * query_stride + key * key_stride, head_stride,
+                         query_stride, key_stride, n, head, heads, query, queries, key,
+                         std::min(keys_per_tile, all_keys - key)});
   }
 
   void check_heads(std::string_view hook, std::string_view argument, Index heads) const {
@@ -164,10 +171,14 @@ class RelativeBias : public Module<Derived, Parameters> {
                                " need (B, *, NH, L1, L2)");
   }
 
-  static void check_lengths(std::string_view function, Index queries, Index keys) {
-    if (queries < 0 || keys < 0)
-      detail::fail<ShapeError>(Derived::name, "::", function, ": L1 = ", queries, ", L2 = ", keys,
-                               "; lengths must not be negative");
+  void check_lengths(std::string_view function, Index queries, Index keys) const {
+    const auto reject = [&](std::string_view why) {
+      detail::fail<ShapeError>(Derived::name, "::", function, ": L1 = ", queries, ", L2 = ", keys, why);
+    };
+    if (queries < 0 || keys < 0) reject("; lengths must not be negative");
+    constexpr double most = 0x1p60;  // values whose number still fits an Index, with room to add
+    const auto size = [](Index length) { return static_cast<double>(std::max<Index>(length, 1)); };
+    if (size(derived().n_heads()) * size(queries) * size(keys) > most) reject("; no tensor can be so large");
   }
 };
 

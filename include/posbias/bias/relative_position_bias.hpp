@@ -102,8 +102,8 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
  private:
   [[nodiscard]] Index bucket_of(double relative) const {
     // Beyond 2^62 a difference no longer converts to 64 bits, and every bucket has been the last for long.
-    constexpr double far = 0x1p62;
-    return buckets_(static_cast<std::int64_t>(std::clamp(relative, -far, far)));
+    constexpr double last = 0x1p62;
+    return buckets_(static_cast<std::int64_t>(std::clamp(relative, -last, last)));
   }
 
   /// The bias `batch` times over, (batch, NH, q_len, k_len) in memory.

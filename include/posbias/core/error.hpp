@@ -12,8 +12,10 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <span>
 #include <stdexcept>
@@ -65,6 +67,12 @@ class FormatError : public detail::TaggedError<std::runtime_error> {
 };
 
 namespace detail {
+
+/// Neither NaN nor infinite, told from the bits: -ffast-math lets compilers assume it of any number.
+inline bool is_finite(double value) {
+  constexpr std::uint64_t exponent = 0x7ff0000000000000U;
+  return (std::bit_cast<std::uint64_t>(value) & exponent) != exponent;
+}
 
 inline void append(std::string& text, std::string_view part) {
   text += part;

@@ -8,8 +8,9 @@
 
 #include <concepts>
 #include <memory>
+#include <type_traits>
 
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/index.hpp"
 
 namespace posbias {
 

@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <concepts>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "posbias/core/parameters.hpp"
@@ -26,17 +28,17 @@ namespace posbias {
 namespace detail {
 
 /// A new mask (B, *, NH, L1, L2) of q's scalar and layout, all 0: every query may attend to every key.
-template <TensorLike Q, TensorLike K, TensorLike V>
+template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
 auto zero_mask(std::string_view module, const Q& q, const K& k, const V& v) {
   const AttentionShape shape = attention_shape(module, "make_mask", q, k, v);
   using Scalar = typename Traits<Q>::Scalar;
-  constexpr int rank = Traits<Q>::rank;
+  constexpr auto rank = static_cast<std::size_t>(Traits<Q>::rank);
   Eigen::array<Index, rank> sizes;
   std::copy_n(shape.leading.sizes.begin(), rank - 3, sizes.begin());
   sizes[rank - 3] = shape.heads;
   sizes[rank - 2] = shape.queries;
   sizes[rank - 1] = shape.keys;
-  Eigen::Tensor<Scalar, rank, Traits<Q>::layout> mask(sizes);
+  Eigen::Tensor<Scalar, Traits<Q>::rank, Traits<Q>::layout> mask(sizes);
   std::fill_n(mask.data(), mask.size(), Scalar(0));
   return mask;
 }
@@ -75,20 +77,23 @@ class Module {
   /// Same names and shapes as the parameters, visited the same way.
   using Gradients = Parameters;
 
+  Module() = default;
+
   /// Modifies the token embeddings x (B, *, L, H).
-  template <TensorLike X>
+  template <TokensTensor X>
   void mod_x(X&&, const TokenPositions& = {}) const {}
 
   /// Modifies q (B, *, L1, NH, H), k (B, *, L2, NH, H) and v (B, *, L2, NH, H).
-  template <TensorLike Q, TensorLike K, TensorLike V>
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_qkv(Q&&, K&&, V&&, const PairPositions& = {}) const {}
 
   /// Modifies the additive mask (B, *, NH, L1, L2), given q, k, v as `mod_qkv` left them.
-  template <TensorLike M, TensorLike Q, TensorLike K, TensorLike V>
+  template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&&, const Q&, const K&, const V&, const PairPositions& = {}) const {}
 
-  /// `mod_mask` for "no mask yet": a new mask of q's scalar and layout.
-  template <TensorLike Q, TensorLike K, TensorLike V>
+  /// `mod_mask` for "no mask yet": a new mask (B, *, NH, L1, L2) of q's scalar and layout. Throws as `mod_mask`
+  /// does.
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     auto mask = detail::zero_mask(Derived::name, q, k, v);
     derived().mod_mask(mask, q, k, v, at);
@@ -97,7 +102,7 @@ class Module {
 
   /// `mod_mask` of an additive or bool mask (true: may attend) whose last two dimensions may be smaller than L1,
   /// L2: it is aligned right and bottom, what is missing is 0.
-  template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Smaller>
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V, LogitsTensor Smaller>
   requires TensorOf<Smaller, bool, detail::Traits<Q>::rank> ||
       TensorOf<Smaller, typename detail::Traits<Q>::Scalar, detail::Traits<Q>::rank>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at,
@@ -109,16 +114,16 @@ class Module {
   }
 
   /// Adjoint of `mod_x`: grad_x is the gradient of the modified x, and becomes that of the original.
-  template <TensorLike G>
+  template <TokensTensor G>
   void mod_x_backward(G&&, const TokenPositions&, Gradients&) const {}
 
   /// Adjoint of `mod_qkv`, with q, k, v as the forward hook returned them.
-  template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Q1, TensorLike K1, TensorLike V1>
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V, HeadsTensor Q1, HeadsTensor K1, HeadsTensor V1>
   void mod_qkv_backward(Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
 
   /// Adjoint of `mod_mask`: grad_mask stays as it is (the bias is added), what q and k contributed is added to
   /// grad_q and grad_k.
-  template <TensorLike M, TensorLike Q, TensorLike K, TensorLike V, TensorLike Q1, TensorLike K1, TensorLike V1>
+  template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V, HeadsTensor Q1, HeadsTensor K1, HeadsTensor V1>
   void mod_mask_backward(M&&, Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
 
   /// Gradients of zero, for the adjoints to add to.
@@ -138,7 +143,6 @@ class Module {
   }
 
  protected:
-  Module() = default;
   explicit Module(Parameters parameters) : parameters_(std::move(parameters)) {}
 
   [[nodiscard]] const Derived& derived() const { return static_cast<const Derived&>(*this); }
@@ -150,29 +154,33 @@ class Module {
     return any;
   }
 
-  /// Throws ShapeError unless `gradients` has the parameters' names and sizes: those of another module do not.
+  /// Throws ShapeError unless `gradients` has the parameters' names and shapes: those of another module do not.
   void check_gradients(std::string_view hook, const Gradients& gradients) const {
     struct Entry {
       std::string_view name;
-      Index size;
+      std::vector<Index> shape;
     };
-    std::vector<Entry> mine;
-    std::size_t matched = 0;
-    for_each_parameter(parameters_, [&](std::string_view name, const auto& tensor) {
-      mine.push_back({name, static_cast<Index>(tensor.size())});
-    });
-    for_each_parameter(gradients, [&](std::string_view name, const auto& tensor) {
-      if (matched >= mine.size() || mine[matched].name != name)
-        detail::fail<ShapeError>(Derived::name, "::", hook, ": grads has an entry ", name,
-                                 " that the module does not learn; use its zero_gradients()");
-      if (mine[matched].size != tensor.size())
-        detail::fail<ShapeError>(Derived::name, "::", hook, ": grads entry ", name, " has ", tensor.size(),
-                                 " values; the parameter has ", mine[matched].size);
-      ++matched;
-    });
-    if (matched != mine.size())
-      detail::fail<ShapeError>(Derived::name, "::", hook, ": grads lacks an entry ", mine[matched].name,
-                               "; use the module's zero_gradients()");
+    const auto entries = [](const Parameters& owner) {
+      std::vector<Entry> result;
+      for_each_parameter(owner, [&](std::string_view name, const auto& tensor) {
+        result.push_back({name, {tensor.dimensions().begin(), tensor.dimensions().end()}});
+      });
+      return result;
+    };
+    const std::vector<Entry> learned = entries(parameters_);
+    const std::vector<Entry> given = entries(gradients);
+    const auto reject = [&](const auto&... parts) {
+      detail::fail<ShapeError>(Derived::name, "::", hook, ": grads ", parts..., "; use the module's zero_gradients()");
+    };
+    for (std::size_t i = 0; i < std::max(learned.size(), given.size()); ++i) {
+      if (i >= given.size()) reject("lacks an entry ", learned[i].name);
+      if (i >= learned.size()) reject("has an entry ", given[i].name, " that the module does not learn");
+      if (given[i].name != learned[i].name)
+        reject("has an entry ", given[i].name, " in the place of ", learned[i].name);
+      if (given[i].shape != learned[i].shape)
+        reject("entry ", given[i].name, " has shape ", std::span(given[i].shape), "; the parameter has ",
+               std::span(learned[i].shape));
+    }
   }
 
   Parameters parameters_;
@@ -197,7 +205,7 @@ concept PositionalModule = requires(const M& m, typename M::Gradients& grads,
   m.mod_x_backward(x, token, grads);
   m.mod_qkv_backward(t, t, t, t, t, t, pair, grads);
   m.mod_mask_backward(t, t, t, t, t, t, t, pair, grads);
-  { m.zero_gradients() } -> std::same_as<typename M::Gradients>;
+  { m.zero_gradients() } -> std::same_as<typename std::remove_cvref_t<M>::Gradients>;
 };
 
 }  // namespace posbias

@@ -13,21 +13,16 @@
 #include <unsupported/Eigen/CXX11/Tensor>
 
 #include "posbias/core/error.hpp"
+#include "posbias/core/index.hpp"
 
 namespace posbias {
-
-/// Sizes and indices everywhere.
-using Index = Eigen::Index;
-
-/// Option value: "all of them" (`Rotary::n_dims`, `ALiBi::use_n_heads`).
-inline constexpr Index all = -1;
 
 /// What a parameter is stored in: a row-major tensor that owns its values.
 template <class Scalar, int Rank>
 using ParameterTensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
 
 /// Calls `visit(std::string_view name, tensor&)` for every parameter of a module, or for every entry of its
-/// gradients; tensors are `ParameterTensor`s of any rank, const if the owner is.
+/// gradients; tensors are `ParameterTensor`s of any rank, const if the owner is. Values may change, shapes may not.
 template <class Owner, class Visitor>
 void for_each_parameter(Owner&& owner, Visitor&& visit) {
   std::remove_cvref_t<Owner>::visit(owner, visit);

@@ -20,6 +20,8 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "posbias/core/error.hpp"
@@ -46,7 +48,7 @@ class Positions {
   [[nodiscard]] static Positions range(Index start = 0) {
     Positions result;
     result.given_ = true;
-    result.adopt_integers({static_cast<std::int64_t>(start)});
+    result.start_ = start;
     return result;
   }
 
@@ -58,11 +60,11 @@ class Positions {
     count_ = tokens.shape[0];
     if constexpr (std::integral<typename detail::Traits<T>::Scalar>) {
       std::vector<std::int64_t> values(static_cast<std::size_t>(tensor.size()));
-      detail::for_each_row_major(tensor, [&](Index i, auto value) { values[static_cast<std::size_t>(i)] = value; });
+      detail::for_each_row_major(tensor, [&](Index i, std::int64_t value) { values[static_cast<std::size_t>(i)] = value; });
       adopt_integers(std::move(values));
     } else {
       reals_.resize(static_cast<std::size_t>(tensor.size()));
-      detail::for_each_row_major(tensor, [&](Index i, auto value) { reals_[static_cast<std::size_t>(i)] = value; });
+      detail::for_each_row_major(tensor, [&](Index i, double value) { reals_[static_cast<std::size_t>(i)] = value; });
       const bool all_integers = std::all_of(reals_.begin(), reals_.end(), [](double value) {
         return std::abs(value) < 0x1p62 && value == std::floor(value);
       });
@@ -82,23 +84,25 @@ class Positions {
  private:
   friend class TokenLocations;
 
-  /// Keeps whole rows, or only where each starts if every row is consecutive.
+  /// Notes whether every row is consecutive.
   void adopt_integers(std::vector<std::int64_t> values) {
     integers_ = std::move(values);
-    consecutive_ = unlimited_ || count_ > 0;
-    const auto in_range = [](std::int64_t value) { return value <= limit && value >= -limit; };
+    consecutive_ = count_ > 0;
     for (std::size_t i = 0; i < integers_.size() && consecutive_; ++i) {
-      const bool starts_row = unlimited_ || i % static_cast<std::size_t>(count_) == 0;
+      const bool starts_row = i % static_cast<std::size_t>(count_) == 0;
       consecutive_ = in_range(integers_[i]) && (starts_row || integers_[i] == integers_[i - 1] + 1);
     }
   }
 
+  static bool in_range(std::int64_t value) { return value >= -limit && value <= limit; }
+
   bool given_ = false;
   bool unlimited_ = true;    // a range: as many positions as there are tokens
+  std::int64_t start_ = 0;   // of a range
   bool consecutive_ = true;  // every row is first, first + 1, ...
   Index count_ = 0;          // positions per row, unless unlimited
   detail::Leading leading_;  // (B, *); rank 0 if shared by the batch
-  std::vector<std::int64_t> integers_ = {0};
+  std::vector<std::int64_t> integers_;
   std::vector<double> reals_;
 };
 
@@ -145,31 +149,35 @@ struct PairPositions {
 };
 
 /// Positions checked against the tensor they belong to: `tokens` tokens in each batch entry of shape `leading`.
-/// Refers to the `Positions` it was made from.
+/// Owns a copy of them.
 class TokenLocations {
  public:
   /// Throws ShapeError or PositionError, naming `module`, `hook` and the argument.
-  TokenLocations(std::string_view module, std::string_view hook, std::string_view argument, const Positions& positions,
+  TokenLocations(std::string_view module, std::string_view hook, std::string_view argument, Positions positions,
                  const detail::Leading& leading, Index tokens)
-      : positions_(&positions), tokens_(tokens), count_(positions.unlimited_ ? tokens : positions.count_) {
+      : positions_(std::move(positions)), tokens_(tokens), count_(positions_.unlimited_ ? tokens : positions_.count_) {
     const auto reject = [&]<class Exception>(std::type_identity<Exception>, const auto&... parts) {
       detail::fail<Exception>(module, "::", hook, ": ", argument, " ", parts...);
     };
     constexpr std::type_identity<ShapeError> shape;
     constexpr std::type_identity<PositionError> position;
-    if (!shared() && positions.leading_ != leading)
-      reject(shape, "has leading dimensions ", positions.leading_.shape(), "; the tensor has ", leading.shape());
+    if (!shared() && positions_.leading_ != leading)
+      reject(shape, "has leading dimensions ", positions_.leading_.shape(), "; the tensor has ", leading.shape());
     if (count_ > tokens) reject(position, "has ", count_, " positions for ", tokens, " tokens");
 
-    const std::int64_t reach = positions.unlimited_ ? std::max<Index>(tokens, 1) - 1 : 0;
-    for (std::size_t i = 0; i < positions.integers_.size(); ++i) {
-      const std::int64_t value = positions.integers_[i];
-      if (value < -Positions::limit || value > Positions::limit - reach)
-        reject(position, "at index ", i, " is ", value, "; integers must lie strictly between -2^62 and 2^62");
+    const auto out_of_range = [&](std::size_t i, std::int64_t value) {
+      reject(position, "at index ", i, " is ", value, "; integers must lie strictly between -2^62 and 2^62");
+    };
+    if (positions_.unlimited_) {
+      const std::int64_t start = positions_.start_;
+      if (start < -Positions::limit || start > Positions::limit - std::max<Index>(tokens - 1, 0))
+        out_of_range(0, start);
     }
-    for (std::size_t i = 0; i < positions.reals_.size(); ++i)
-      if (!std::isfinite(positions.reals_[i]))
-        reject(position, "at index ", i, " is ", positions.reals_[i], "; positions must be finite");
+    for (std::size_t i = 0; i < positions_.integers_.size(); ++i)
+      if (!Positions::in_range(positions_.integers_[i])) out_of_range(i, positions_.integers_[i]);
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
+      if (!detail::is_finite(positions_.reals_[i]))
+        reject(position, "at index ", i, " is ", positions_.reals_[i], "; positions must be finite");
   }
 
   /// The tokens [first(), tokens) have a position.
@@ -177,40 +185,40 @@ class TokenLocations {
   /// How many tokens have a position.
   [[nodiscard]] Index count() const { return count_; }
   /// One row of positions for the whole batch.
-  [[nodiscard]] bool shared() const { return positions_->leading_.rank == 0; }
-  [[nodiscard]] Index rows() const { return shared() ? 1 : positions_->leading_.count(); }
+  [[nodiscard]] bool shared() const { return positions_.leading_.rank == 0; }
+  [[nodiscard]] Index rows() const { return shared() ? 1 : positions_.leading_.count(); }
   /// All positions are integers.
-  [[nodiscard]] bool integral() const { return positions_->reals_.empty(); }
+  [[nodiscard]] bool integral() const { return positions_.reals_.empty(); }
   /// Every row is first, first + 1, ...
-  [[nodiscard]] bool consecutive() const { return positions_->consecutive_ && integral(); }
+  [[nodiscard]] bool consecutive() const { return positions_.consecutive_ && integral(); }
 
   /// The i-th position of batch entry n; only if integral().
   [[nodiscard]] std::int64_t integer(Index n, Index i) const {
-    if (positions_->unlimited_) return positions_->integers_[0] + i;
-    return positions_->integers_[flat(n, i)];
+    if (positions_.unlimited_) return positions_.start_ + i;
+    return positions_.integers_[flat(n, i)];
   }
 
   /// The i-th position of batch entry n.
   [[nodiscard]] double real(Index n, Index i) const {
-    return integral() ? static_cast<double>(integer(n, i)) : positions_->reals_[flat(n, i)];
+    return integral() ? static_cast<double>(integer(n, i)) : positions_.reals_[flat(n, i)];
   }
 
   /// Throws PositionError unless all positions are integers.
   void require_integers(std::string_view module, std::string_view hook, std::string_view argument) const {
-    for (std::size_t i = 0; i < positions_->reals_.size(); ++i) {
-      const double value = positions_->reals_[i];
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i) {
+      const double value = positions_.reals_[i];
       if (value != std::floor(value) || std::abs(value) >= 0x1p62)
         detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
-                                    "; integers are needed");
+                                    "; integers strictly between -2^62 and 2^62 are needed");
     }
   }
 
  private:
   [[nodiscard]] std::size_t flat(Index n, Index i) const {
-    return static_cast<std::size_t>((shared() ? 0 : n * positions_->count_) + i);
+    return static_cast<std::size_t>((shared() ? 0 : n * positions_.count_) + i);
   }
 
-  const Positions* positions_;
+  Positions positions_;
   Index tokens_, count_;
 };
 

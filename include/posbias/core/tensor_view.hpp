@@ -22,7 +22,7 @@
 #include <unsupported/Eigen/CXX11/Tensor>
 
 #include "posbias/core/error.hpp"
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/index.hpp"
 
 namespace posbias {
 
@@ -52,9 +52,21 @@ using Traits = TensorTraits<std::remove_cvref_t<T>>;
 
 }  // namespace detail
 
-/// An `Eigen::Tensor` or `Eigen::TensorMap`.
+/// An `Eigen::Tensor` or `Eigen::TensorMap`, of any rank up to 14.
 template <class T>
-concept TensorLike = detail::Traits<T>::is_tensor;
+concept TensorLike = detail::Traits<T>::is_tensor && detail::Traits<T>::rank <= 14;
+
+/// A tensor that can be (B, *, L, H).
+template <class T>
+concept TokensTensor = TensorLike<T> && detail::Traits<T>::rank >= 2;
+
+/// A tensor that can be (B, *, L, NH, H).
+template <class T>
+concept HeadsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3;
+
+/// A tensor that can be (B, *, NH, L1, L2).
+template <class T>
+concept LogitsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3;
 
 /// A tensor of this scalar, with at least this many dimensions.
 template <class T, class Scalar, int MinRank = 0>
@@ -71,11 +83,18 @@ namespace detail {
 
 /// The leading dimensions (B, *) of a tensor.
 struct Leading {
-  static constexpr int max_rank = 12;
+  static constexpr std::size_t max_rank = 14;
   std::array<Index, max_rank> sizes{};
-  int rank = 0;
+  std::size_t rank = 0;
 
-  [[nodiscard]] std::span<const Index> shape() const { return {sizes.data(), static_cast<std::size_t>(rank)}; }
+  Leading() = default;
+  explicit Leading(std::span<const Index> shape) : rank(shape.size()) {
+    if (rank > max_rank)
+      fail<ShapeError>("posbias: ", rank, " leading dimensions; at most ", max_rank, " are possible");
+    std::copy(shape.begin(), shape.end(), sizes.begin());
+  }
+
+  [[nodiscard]] std::span<const Index> shape() const { return {sizes.data(), rank}; }
   [[nodiscard]] Index count() const {
     Index product = 1;
     for (Index size : shape()) product *= size;
@@ -90,8 +109,8 @@ struct TensorView {
   Scalar* data = nullptr;
   Leading leading;
   std::array<Index, Leading::max_rank> leading_strides{};
-  std::array<Index, Trailing> shape{};
-  std::array<Index, Trailing> strides{};
+  std::array<Index, static_cast<std::size_t>(Trailing)> shape{};
+  std::array<Index, static_cast<std::size_t>(Trailing)> strides{};
 
   /// A view to write through serves where one to read is wanted.
   operator TensorView<const Scalar, Trailing>() const requires(!std::is_const_v<Scalar>) {
@@ -103,7 +122,7 @@ struct TensorView {
   /// First element of block n, numbered in row-major order of (B, *).
   [[nodiscard]] Scalar* batch(Index n) const {
     Scalar* first = data;
-    for (auto d = static_cast<std::size_t>(leading.rank); d-- > 0;) {
+    for (std::size_t d = leading.rank; d-- > 0;) {
       first += n % leading.sizes[d] * leading_strides[d];
       n /= leading.sizes[d];
     }
@@ -122,15 +141,15 @@ auto shape_of(const T& tensor) {
 template <int Trailing, TensorLike T>
 auto view(T& tensor) {
   using Traits = detail::Traits<T>;
-  static_assert(Traits::rank >= Trailing && Traits::rank - Trailing <= Leading::max_rank);
+  static_assert(Traits::rank >= Trailing, "posbias: the tensor has too few dimensions");
   constexpr bool writable = Traits::is_writable && (Traits::is_map || !std::is_const_v<T>);
   using Scalar = std::conditional_t<writable, typename Traits::Scalar, const typename Traits::Scalar>;
 
   TensorView<Scalar, Trailing> result;
   result.data = tensor.data();
-  result.leading.rank = Traits::rank - Trailing;
+  result.leading.rank = static_cast<std::size_t>(Traits::rank - Trailing);
   const auto shape = shape_of(tensor);
-  const auto leading = static_cast<std::size_t>(result.leading.rank);
+  const std::size_t leading = result.leading.rank;
   Index stride = 1;
   for (std::size_t step = 0; step < shape.size(); ++step) {
     const std::size_t d = Traits::layout == Eigen::RowMajor ? shape.size() - 1 - step : step;
@@ -163,7 +182,7 @@ struct AttentionShape {
 
 /// Reads and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
 /// same L2, and NHk = NH or a divisor of it (grouped queries).
-template <TensorLike Q, TensorLike K, TensorLike V>
+template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
 AttentionShape attention_shape(std::string_view module, std::string_view hook, const Q& q, const K& k, const V& v) {
   const auto query = view<3>(q);
   const auto key = view<3>(k);

@@ -10,6 +10,7 @@
 #include <Eigen/Core>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "posbias/core/module.hpp"
@@ -47,7 +48,8 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     });
   }
 
-  /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch.
+  /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch, on the calling
+  /// thread. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 2> G>
   void mod_x_backward(G&& grad_x, const TokenPositions& at, Gradients& grads) const {
     const Tokens tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived().dim());

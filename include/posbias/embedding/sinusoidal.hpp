@@ -11,7 +11,8 @@
 /// pass over x. Accuracy: sines and cosines are rounded once from double (see kernel/frequencies.hpp).
 #pragma once
 
-#include <Eigen/Core>
+#include <cmath>
+#include <cstdint>
 #include <span>
 #include <string_view>
 #include <vector>

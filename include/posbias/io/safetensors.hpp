@@ -168,7 +168,7 @@ class SafeTensors {
     if constexpr (std::floating_point<Stored>) {
       return static_cast<Scalar>(value);
     } else if constexpr (!std::integral<Stored>) {
-      return static_cast<float>(value);  // exact: half and bfloat16 are subsets of float
+      return static_cast<Scalar>(static_cast<float>(value));  // exact: half and bfloat16 are subsets of float
     } else {
       using Target = std::conditional_t<std::same_as<Scalar, bool>, std::uint8_t, Scalar>;
       if (!std::in_range<Target>(value) || (std::same_as<Scalar, bool> && value > 1))

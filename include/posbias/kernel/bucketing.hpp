@@ -16,13 +16,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
 
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/error.hpp"
+#include "posbias/core/index.hpp"
 
 namespace posbias {
 
@@ -109,8 +111,10 @@ class T5Buckets {
 };
 
 /// T5 bucket of one relative position (key minus query). Throws OptionError.
-[[nodiscard]] inline Index t5_bucket(std::int64_t relative, const BucketOptions& options = {}) {
-  return T5Buckets("t5_bucket", options)(relative);
+/// Makes the table anew: for many positions use the overload for spans, or keep a `T5Buckets`.
+template <std::integral Integer>
+[[nodiscard]] Index t5_bucket(Integer relative, const BucketOptions& options = {}) {
+  return T5Buckets("t5_bucket", options)(static_cast<std::int64_t>(relative));
 }
 
 /// T5 buckets of many relative positions; `buckets` is as long as `relative`. Throws OptionError and ShapeError.

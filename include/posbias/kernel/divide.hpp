@@ -16,18 +16,22 @@
 
 namespace posbias {
 
+/// The divisor of a module's positions: a constant, or the parameter "div".
 template <class Scalar>
 class Divide {
  public:
+  /// The constant 1.
   Divide() = default;
 
-  /// Throws OptionError, naming `module`, unless `divide` is positive and finite.
+  /// Throws OptionError, naming `module`, unless `divide` is positive and finite, and above 1e-8 if learned.
   Divide(std::string_view module, double divide, bool learned) : constant_(divide) {
-    if (!(divide > 0) || !std::isfinite(divide))
+    if (!detail::is_finite(divide) || divide <= 0)
       detail::fail<OptionError>(module, ": divide = ", divide, "; it must be positive and finite");
     if (learned) {
       div_.emplace();
       (*div_)() = static_cast<Scalar>(std::log(divide));
+      if (clamped())
+        detail::fail<OptionError>(module, ": divide = ", divide, "; a learned divisor must start above ", smallest);
     }
   }
 
@@ -40,8 +44,7 @@ class Divide {
 
   /// Adds the gradient of "div" to `gradients`, given the sum of g·y over all positions.
   void backward(double sum_of_gradient_times_scaled, Divide& gradients) const {
-    if (div_ && std::exp(static_cast<double>((*div_)())) >= smallest)
-      (*gradients.div_)() -= static_cast<Scalar>(sum_of_gradient_times_scaled);
+    if (div_ && !clamped()) (*gradients.div_)() -= static_cast<Scalar>(sum_of_gradient_times_scaled);
   }
 
   template <class Self, class Visitor>
@@ -50,6 +53,8 @@ class Divide {
   }
 
  private:
+  [[nodiscard]] bool clamped() const { return !(std::exp(static_cast<double>((*div_)())) >= smallest); }
+
   static constexpr double smallest = 1e-8;
   double constant_ = 1;
   std::optional<ParameterTensor<Scalar, 0>> div_;

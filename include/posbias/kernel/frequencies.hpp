@@ -12,7 +12,7 @@
 #include <span>
 #include <vector>
 
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/index.hpp"
 
 namespace posbias::detail {
 

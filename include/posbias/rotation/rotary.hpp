@@ -25,6 +25,8 @@
 /// O(L·n_dims) sines and cosines, one pass over q and k. Accuracy: sines and cosines are rounded once from double.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -80,15 +82,16 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     if (options_.n_dims < 0 || options_.n_dims > options.head_dim || options_.n_dims % 2 != 0)
       detail::fail<OptionError>(name, ": n_dims = ", options.n_dims,
                                 "; it must be even, from 0 to head_dim = ", options.head_dim);
-    if (!(options.base > 0) || !std::isfinite(options.base))
+    if (!detail::is_finite(options.base) || options.base <= 0)
       detail::fail<OptionError>(name, ": base = ", options.base, "; it must be positive and finite");
     frequencies_ = detail::inverse_frequencies(options_.n_dims / 2, width(), options.base);
   }
 
   [[nodiscard]] const Options& options() const { return options_; }
 
-  /// Rotates q and k in place. Tokens without a position stay as they are. Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, TensorLike V>
+  /// Rotates q and k, which must not share memory, in place. Tokens without a position stay as they are. Throws
+  /// ShapeError, PositionError.
+  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     const Pair pair(*this, "mod_qkv", q, k, v, at);
     for (const Side& side : {pair.q, pair.k}) {
@@ -101,9 +104,9 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
-  /// grad_b·a - grad_a·b.
-  template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK, TensorLike GV, TensorOf<Scalar, 3> Q,
-            TensorOf<Scalar, 3> K, TensorLike V>
+  /// grad_b·a - grad_a·b. Throws ShapeError, PositionError.
+  template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK, HeadsTensor GV, TensorOf<Scalar, 3> Q,
+            TensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
     const Pair pair(*this, "mod_qkv_backward", grad_q, grad_k, grad_v, at);
@@ -141,6 +144,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     Pair(const Rotary& rotary, std::string_view hook, const detail::TensorView<Scalar, 3>& query,
          const detail::TensorView<Scalar, 3>& key, const detail::AttentionShape& shape, const PairPositions& at)
         : Pair(query, key, PairLocations(name, hook, at, shape.leading, shape.queries, shape.keys)) {
+      if (query.data == key.data && query.data != nullptr && shape.queries * shape.heads > 0)
+        detail::fail<ShapeError>(name, "::", hook, ": q and k are the same memory, which would be rotated twice");
       if (query.shape[2] != rotary.options_.head_dim)
         detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
                                  " features per head; head_dim = ", rotary.options_.head_dim);
@@ -164,6 +169,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Calls `visit(row of the block, [sines | cosines], head, strides)` for every head of every token of a block.
   template <class Visit>
   void for_each_head(const Side& side, Index index, const Visit& visit) const {
+    if (side.view.shape[1] == 0) return;
     detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
       const Index pairs = options_.n_dims / 2;
       std::vector<Scalar> rows(block.positions.size() * static_cast<std::size_t>(2 * pairs));

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+#include "posbias/bias/prepared_relative_bias.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "posbias/bias/alibi.hpp"
+#include "posbias/bias/relative_position_bias.hpp"
+#include "support/allocations.hpp"
+#include "support/catch.hpp"
+#include "support/numbers.hpp"
+
+namespace {
+
+using namespace posbias;
+using posbias_test::Numbers;
+using Logits = Eigen::Tensor<double, 4, Eigen::RowMajor>;
+
+/// A whole number in [0, count).
+Index draw(Numbers& numbers, Index count) {
+  return std::min(static_cast<Index>((numbers.value() + 1) / 2 * static_cast<double>(count)), count - 1);
+}
+
+/// Positions of every kind: a range, few or many ids, shared or a row per batch entry, some rows consecutive, reals.
+Positions draw_positions(Numbers& numbers, Index batches, Index tokens, bool reals) {
+  const Index count = draw(numbers, tokens + 1);
+  const Index spread = draw(numbers, 2) == 0 ? 4 : 100'000;
+  const auto id = [&](Index i, bool consecutive) { return consecutive ? 7 + i : draw(numbers, spread); };
+  switch (draw(numbers, 4)) {
+    case 0:
+      return Positions::range(draw(numbers, 50) - 25 + (Index{1} << 40) * draw(numbers, 2));
+    case 1: {
+      Eigen::Tensor<std::int64_t, 1> ids(count);
+      const bool consecutive = draw(numbers, 2) == 0;
+      for (Index i = 0; i < count; ++i) ids(i) = id(i, consecutive);
+      return ids;
+    }
+    case 2: {
+      Eigen::Tensor<std::int64_t, 2> ids(batches, count);
+      for (Index n = 0; n < batches; ++n) {
+        const bool consecutive = draw(numbers, 2) == 0;
+        for (Index i = 0; i < count; ++i) ids(n, i) = id(i, consecutive);
+      }
+      return ids;
+    }
+    default: {
+      Eigen::Tensor<double, 2> ids(batches, count);
+      for (Index n = 0; n < batches; ++n)
+        for (Index i = 0; i < count; ++i) ids(n, i) = static_cast<double>(id(i, false)) + (reals ? 0.25 : 0);
+      return ids;
+    }
+  }
+}
+
+/// A mask and its gradient in tiles are the mask and its gradient.
+template <class Bias>
+void check_tiles(const Bias& bias, const PairPositions& at, Index batches, Index queries, Index keys,
+                 Numbers& numbers) {
+  const Index heads = bias.n_heads();
+  Logits mask(batches, heads, queries, keys);
+  mask.setZero();
+  bias.mod_mask(mask, at);
+  const Index leading[] = {batches};
+  const auto prepared = bias.prepare(leading, queries, keys, at);
+
+  std::size_t wrong = 0;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const Index n = draw(numbers, batches), h = draw(numbers, heads), i = draw(numbers, queries),
+                j = draw(numbers, keys);
+    const Index h_count = 1 + draw(numbers, heads - h), i_count = 1 + draw(numbers, queries - i),
+                j_count = 1 + draw(numbers, keys - j);
+    std::vector<double> values(static_cast<std::size_t>(h_count * i_count * j_count * 2), 1);
+    prepared.add_to({values.data(), i_count * j_count * 2, j_count * 2, 2, n, h, h_count, i, i_count, j, j_count});
+    for (Index a = 0; a < h_count; ++a)
+      for (Index b = 0; b < i_count; ++b)
+        for (Index c = 0; c < j_count; ++c) {
+          const auto at_value = static_cast<std::size_t>(((a * i_count + b) * j_count + c) * 2);
+          const double expected = 1 + mask(n, h + a, i + b, j + c);
+          if (values[at_value] != expected || values[at_value + 1] != 1) ++wrong;
+        }
+  }
+  CHECK(wrong == 0);
+
+  Logits gradient(batches, heads, queries, keys);
+  for (Index i = 0; i < gradient.size(); ++i) gradient.data()[i] = numbers.value();
+  auto whole = bias.zero_gradients();
+  bias.mod_mask_backward(gradient, at, whole);
+  auto sums = prepared.accumulator();
+  for (Index n = 0; n < batches; ++n)
+    for (Index h = 0; h < heads; ++h)
+      for (Index i = 0; i < queries; i += 3)
+        for (Index j = 0; j < keys; j += 2)
+          prepared.accumulate({&gradient(n, h, i, j), queries * keys, keys, 1, n, h, 1, i,
+                               std::min<Index>(3, queries - i), j, std::min<Index>(2, keys - j)},
+                              sums);
+  auto tiled = bias.zero_gradients();
+  prepared.finish(sums, tiled);
+  std::vector<double> a, b;
+  for_each_parameter(whole, [&](std::string_view, const auto& t) { a.insert(a.end(), t.data(), t.data() + t.size()); });
+  for_each_parameter(tiled, [&](std::string_view, const auto& t) { b.insert(b.end(), t.data(), t.data() + t.size()); });
+  REQUIRE(a.size() == b.size());
+  for (std::size_t p = 0; p < a.size(); ++p) CHECK(b[p] == posbias_test::Approx(a[p]).epsilon(1e-11).margin(1e-11));
+}
+
+TEST_CASE("a relative bias in tiles is the relative bias, wherever its tokens are") {
+  Numbers numbers(3);
+  const ALiBi<double> alibi({.n_heads = 5, .use_n_heads = 3, .asymmetric = true, .divide = 2, .learned_div = true});
+  const RelativePositionBias<double> t5({.n_heads = 3});
+  for (int scene = 0; scene < 60; ++scene) {
+    const Index batches = 1 + draw(numbers, 3), queries = 1 + draw(numbers, 9), keys = 1 + draw(numbers, 11);
+    const auto positions = [&](bool reals) {
+      return PairPositions{.q = draw_positions(numbers, batches, queries, reals),
+                           .k = draw_positions(numbers, batches, keys, reals)};
+    };
+    check_tiles(alibi, positions(true), batches, queries, keys, numbers);
+    check_tiles(t5, positions(false), batches, queries, keys, numbers);
+  }
+}
+
+/// A module that counts what it is asked for.
+class Counting : public RelativeBias<Counting, float, NoParameters> {
+ public:
+  static constexpr std::string_view name = "Counting";
+  [[nodiscard]] Index n_heads() const { return 2; }
+  void evaluate(std::span<const double> relative, Index, Index heads, float* values) const {
+    evaluations += heads * static_cast<Index>(relative.size());
+    std::fill_n(values, heads * static_cast<Index>(relative.size()), 1.0F);
+  }
+  void evaluate_backward(std::span<const double>, Index, Index, const double*, Gradients&) const {}
+
+  static inline std::atomic<Index> evaluations = 0;
+};
+
+Index evaluations_of(const std::function<void()>& call) {
+  Counting::evaluations = 0;
+  call();
+  return Counting::evaluations;
+}
+
+TEST_CASE("a relative bias evaluates each distinct relative position once") {
+  const Counting bias;
+  const auto mask = [&](Index queries, Index keys, const PairPositions& at = {}) {
+    return evaluations_of([&] {
+      Eigen::Tensor<float, 4, Eigen::RowMajor> logits(3, 2, queries, keys);
+      logits.setZero();
+      bias.mod_mask(logits, at);
+    });
+  };
+  CHECK(mask(5, 7) == 2 * (5 + 7 - 1));  // for the whole batch
+  CHECK(mask(300, 300) == 2 * 599);
+  CHECK(mask(1, 400, {.q = Positions::range(399)}) == 2 * 400);
+
+  Eigen::Tensor<std::int64_t, 1> packed(300);
+  for (Index i = 0; i < 300; ++i) packed(i) = i % 100;
+  CHECK(mask(300, 300, {.q_k = packed}) == 2 * 199);
+
+  // So far apart that a table would be larger than the pairs there are: never more than those.
+  Eigen::Tensor<std::int64_t, 1> apart(5);
+  apart.setValues({0, 1'000'000, 2'000'000, 3'000'000, 4'000'000});
+  CHECK(mask(5, 5, {.q_k = apart}) == 3 * 2 * 25);
+}
+
+TEST_CASE("hooks allocate nothing proportional to L1·L2") {
+  const RelativePositionBias<float> t5({.n_heads = 2});
+  const auto bytes_of = [&](Index length, const PairPositions& at) {
+    Eigen::Tensor<float, 3, Eigen::RowMajor> mask(2, length, length);
+    mask.setZero();
+    auto grads = t5.zero_gradients();
+    const std::size_t before = posbias_test::allocated_bytes();
+    t5.mod_mask(mask, at);
+    t5.mod_mask_backward(mask, at, grads);
+    return static_cast<double>(posbias_test::allocated_bytes() - before);
+  };
+  const double at_500 = bytes_of(500, {});
+  CHECK(at_500 > 0);
+  CHECK(bytes_of(1000, {}) < 2.1 * at_500);
+}
+
+}  // namespace
