@@ -77,8 +77,6 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
         "Sinusoidal: divide = 0; it must be positive and finite");
   CHECK(message_of<OptionError>(construct({.dim = 4, .divide = -1, .learned_div = true})) ==
         "Sinusoidal: divide = -1; it must be positive and finite");
-  CHECK(message_of<OptionError>(construct({.dim = 4, .divide = 1e-9, .learned_div = true})) ==
-        "Sinusoidal: divide = 1e-09; a learned divisor must start above 1e-08");
   CHECK(message_of<OptionError>(construct({.dim = 4, .divide = std::nan("")})) ==
         "Sinusoidal: divide = nan; it must be positive and finite");
 

@@ -230,6 +230,28 @@ TEST_CASE("Rotary: tokens without a position stay as they are, where upstream ma
         }
 }
 
+TEST_CASE("Rotary: q and k that are one tensor are rotated once, and their gradient back once") {
+  const Rotary<double> module({.head_dim = 4, .learned_div = true});
+  Eigen::Tensor<double, 4, Eigen::RowMajor> q(2, 3, 2, 4);
+  for (Index i = 0; i < q.size(); ++i) q.data()[i] = std::sin(static_cast<double>(i));
+  auto k = q, shared = q, grad_q = q, grad_k = q;
+  module.mod_qkv(q, k, k, {.q_k = Positions::range(100)});
+  module.mod_qkv(shared, shared, k, {.q_k = Positions::range(100)});
+  CHECK(flat(shared) == flat(q));
+  CHECK(flat(q) == flat(k));
+
+  // The gradient of the shared tensor is the sum of q's and k's, here twice the same.
+  Eigen::Tensor<double, 4, Eigen::RowMajor> grad_shared = grad_q + grad_k;
+  auto apart = module.zero_gradients(), together = module.zero_gradients();
+  module.mod_qkv_backward(grad_q, grad_k, k, q, k, k, {.q_k = Positions::range(100)}, apart);
+  module.mod_qkv_backward(grad_shared, grad_shared, k, shared, shared, k, {.q_k = Positions::range(100)}, together);
+  for (Index i = 0; i < q.size(); ++i) CHECK(grad_shared.data()[i] == 2 * grad_q.data()[i]);
+  double sums[2] = {};
+  for_each_parameter(apart, [&](std::string_view, const auto& div) { sums[0] = div(); });
+  for_each_parameter(together, [&](std::string_view, const auto& div) { sums[1] = div(); });
+  CHECK(sums[1] == Approx(sums[0]).epsilon(1e-12));
+}
+
 TEST_CASE("Rotary names what is wrong and writes nothing") {
   const auto construct = [](RotaryOptions options) { return [=] { Rotary<float> module(options); }; };
   const std::string required = "; it is required, and must be even and positive";
@@ -294,8 +316,8 @@ TEST_CASE("Rotary names what is wrong and writes nothing") {
         "Rotary::mod_qkv_backward: grad_q has shape (2, 5, 3, 8); q has (2, 7, 3, 8)");
   CHECK(message_of<PositionError>([&] { module.mod_qkv_backward(q, k, v, q, k, v, {.k = reals}, grads); }) ==
         "Rotary::mod_qkv_backward: k at index 4 is nan; positions must be finite");
-  CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, v); }) ==
-        "Rotary::mod_qkv: q and k are the same memory, which would be rotated twice");
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, v, {.q = Positions::range(7)}); }) ==
+        "Rotary::mod_qkv: q and k are the same memory; they need the same shape and positions");
   CHECK(untouched());
   for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }

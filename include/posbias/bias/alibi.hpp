@@ -36,7 +36,7 @@ struct ALiBiOptions {
   Index use_n_heads = all;   ///< how many of them are biased; 1 .. n_heads
   bool asymmetric = false;   ///< even heads look ahead only, odd heads back only
   double divide = 1;         ///< differences of positions are divided by this; > 0
-  bool learned_div = false;  ///< the divisor is a parameter that starts at `divide`
+  bool learned_div = false;  ///< learn the divisor, from `divide` on; at least 1e-8
 };
 
 /// Adds a penalty that grows with the distance of query and key (hook `mod_mask`). Parameters: "div" (), the

@@ -35,7 +35,7 @@ template <class T>
 concept PositionTensor = TensorOf<T, std::int32_t, 1> || TensorOf<T, std::int64_t, 1> || TensorOf<T, long long, 1> ||
     TensorOf<T, float, 1> || TensorOf<T, double, 1>;
 
-/// The positions of the tokens of one tensor. A regular value that owns its numbers.
+/// The positions of the tokens of one tensor. A copyable value that owns its numbers.
 class Positions {
  public:
   /// Integers beyond this are refused, so that a difference of two always fits 64 bits.
@@ -60,7 +60,8 @@ class Positions {
     count_ = tokens.shape[0];
     if constexpr (std::integral<typename detail::Traits<T>::Scalar>) {
       std::vector<std::int64_t> values(static_cast<std::size_t>(tensor.size()));
-      detail::for_each_row_major(tensor, [&](Index i, std::int64_t value) { values[static_cast<std::size_t>(i)] = value; });
+      detail::for_each_row_major(tensor,
+                                 [&](Index i, std::int64_t value) { values[static_cast<std::size_t>(i)] = value; });
       adopt_integers(std::move(values));
     } else {
       reals_.resize(static_cast<std::size_t>(tensor.size()));
@@ -107,7 +108,7 @@ class Positions {
 };
 
 /// A boolean per token: an Eigen tensor of rank 1 (for the whole batch) or (B, *, L). Right-aligned; tokens to the
-/// left of the first flag count as true. A regular value that owns its flags.
+/// left of the first flag count as true. A copyable value that owns its flags.
 class Flags {
  public:
   /// "Not given": all true.

@@ -34,7 +34,7 @@ struct SinusoidalOptions {
   Index dim = 0;                                        ///< features per token, H; required, even
   SinusoidLayout layout = SinusoidLayout::interleaved;  ///< order of sines and cosines
   double divide = 1;                                    ///< positions are divided by this; > 0
-  bool learned_div = false;                             ///< the divisor is a parameter that starts at `divide`
+  bool learned_div = false;                             ///< learn the divisor, from `divide` on; at least 1e-8
 };
 
 /// Adds sines and cosines of the position to each token (hook `mod_x`). Parameters: "div" (), the logarithm of the

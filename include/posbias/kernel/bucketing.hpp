@@ -36,7 +36,7 @@ struct BucketOptions {
 };
 
 /// T5's buckets as a table of the integer distances where each begins: a look-up per position, no logarithm.
-/// Regular value; construction costs O(num_buckets · log max_distance).
+/// A copyable value; construction costs O(num_buckets · log max_distance).
 class T5Buckets {
  public:
   T5Buckets() : T5Buckets("T5Buckets", {}) {}

@@ -23,15 +23,14 @@ class Divide {
   /// The constant 1.
   Divide() = default;
 
-  /// Throws OptionError, naming `module`, unless `divide` is positive and finite, and above 1e-8 if learned.
+  /// Throws OptionError, naming `module`, unless `divide` is positive and finite. A learned divisor that starts
+  /// below 1e-8 is held there and never moves.
   Divide(std::string_view module, double divide, bool learned) : constant_(divide) {
     if (!detail::is_finite(divide) || divide <= 0)
       detail::fail<OptionError>(module, ": divide = ", divide, "; it must be positive and finite");
     if (learned) {
       div_.emplace();
       (*div_)() = static_cast<Scalar>(std::log(divide));
-      if (clamped())
-        detail::fail<OptionError>(module, ": divide = ", divide, "; a learned divisor must start above ", smallest);
     }
   }
 

@@ -57,7 +57,7 @@ struct RotaryOptions {
   RotarySpectrum spectrum = RotarySpectrum::head_dim;  ///< whose frequencies they are
   double base = 10000;                                 ///< frequencies are base^(-2i / width); > 0
   double divide = 1;                                   ///< positions are divided by this; > 0
-  bool learned_div = false;                            ///< the divisor is a parameter that starts at `divide`
+  bool learned_div = false;                            ///< learn the divisor, from `divide` on; at least 1e-8
 };
 
 /// Rotates queries and keys by their positions (hook `mod_qkv`).
@@ -89,12 +89,11 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   [[nodiscard]] const Options& options() const { return options_; }
 
-  /// Rotates q and k, which must not share memory, in place. Tokens without a position stay as they are. Throws
-  /// ShapeError, PositionError.
+  /// Rotates q and k in place, once if they are one and the same tensor. Tokens without a position stay as they are.
+  /// Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    const Pair pair(*this, "mod_qkv", q, k, v, at);
-    for (const Side& side : {pair.q, pair.k}) {
+    for (const Side& side : sides("mod_qkv", q, k, v, at)) {
       at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
         for_each_head(side, index, [](Index, std::span<const Scalar> row, Scalar* head, PairStrides strides) {
           rotate<+1>(row, head, strides);
@@ -109,7 +108,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
             TensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    const Pair pair(*this, "mod_qkv_backward", grad_q, grad_k, grad_v, at);
+    const std::vector<Side> grad_sides = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
     this->check_gradients("mod_qkv_backward", grads);
     const auto same_shape = [](std::string_view argument, const auto& grad, const auto& value) {
       if (!std::ranges::equal(detail::shape_of(grad), detail::shape_of(value)))
@@ -119,8 +118,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     same_shape("q", grad_q, q);
     same_shape("k", grad_k, k);
     same_shape("v", grad_v, v);
-    backward(pair.q, detail::view<3>(q), at.executor, grads);
-    backward(pair.k, detail::view<3>(k), at.executor, grads);
+    const detail::TensorView<const Scalar, 3> values[] = {detail::view<3>(q), detail::view<3>(k)};
+    for (std::size_t i = 0; i < grad_sides.size(); ++i) backward(grad_sides[i], values[i], at.executor, grads);
   }
 
  private:
@@ -135,27 +134,21 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     TokenLocations locations;
   };
 
-  struct Pair {
-    template <class Q, class K, class V>
-    Pair(const Rotary& rotary, std::string_view hook, Q& query, K& key, const V& value, const PairPositions& at)
-        : Pair(rotary, hook, detail::view<3>(query), detail::view<3>(key),
-               detail::attention_shape(name, hook, query, key, value), at) {}
-
-    Pair(const Rotary& rotary, std::string_view hook, const detail::TensorView<Scalar, 3>& query,
-         const detail::TensorView<Scalar, 3>& key, const detail::AttentionShape& shape, const PairPositions& at)
-        : Pair(query, key, PairLocations(name, hook, at, shape.leading, shape.queries, shape.keys)) {
-      if (query.data == key.data && query.data != nullptr && shape.queries * shape.heads > 0)
-        detail::fail<ShapeError>(name, "::", hook, ": q and k are the same memory, which would be rotated twice");
-      if (query.shape[2] != rotary.options_.head_dim)
-        detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
-                                 " features per head; head_dim = ", rotary.options_.head_dim);
-    }
-
-    Pair(const detail::TensorView<Scalar, 3>& query, const detail::TensorView<Scalar, 3>& key, const PairLocations& at)
-        : q{query, at.q}, k{key, at.k} {}
-
-    Side q, k;
-  };
+  /// q and k, checked; only one of them if they are the same tensor.
+  template <class Q, class K, class V>
+  [[nodiscard]] std::vector<Side> sides(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
+    const detail::AttentionShape shape = detail::attention_shape(name, hook, q, k, v);
+    const PairLocations locations(name, hook, at, shape.leading, shape.queries, shape.keys);
+    const detail::TensorView<Scalar, 3> query = detail::view<3>(q), key = detail::view<3>(k);
+    if (query.shape[2] != options_.head_dim)
+      detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
+                               " features per head; head_dim = ", options_.head_dim);
+    if (query.data != key.data || query.data == nullptr) return {{query, locations.q}, {key, locations.k}};
+    if (query.shape != key.shape || at.q.given() || at.k.given())
+      detail::fail<ShapeError>(name, "::", hook,
+                               ": q and k are the same memory; they need the same shape and positions");
+    return {{query, locations.q}};
+  }
 
   [[nodiscard]] Index width() const {
     return options_.spectrum == RotarySpectrum::head_dim ? options_.head_dim : options_.n_dims;
