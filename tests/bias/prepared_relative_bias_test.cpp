@@ -22,7 +22,7 @@ using Logits = Eigen::Tensor<double, 4, Eigen::RowMajor>;
 
 /// A whole number in [0, count).
 Index draw(Numbers& numbers, Index count) {
-  return std::min(static_cast<Index>((numbers.value() + 1) / 2 * static_cast<double>(count)), count - 1);
+  return static_cast<Index>(numbers.below(static_cast<std::uint64_t>(count)));
 }
 
 /// Positions of every kind: a range, few or many ids, shared or a row per batch entry, some rows consecutive, reals.

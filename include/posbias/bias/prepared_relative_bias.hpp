@@ -41,9 +41,9 @@ class PreparedRelativeBias {
     Gradients row;             // workspace without a table, zero between rows
   };
 
-  PreparedRelativeBias(const Bias& bias, const PairLocations& at) : bias_(&bias), at_(at) {
-    if (at.q.integral() && at.k.integral() && at.q.count() > 0 && at.k.count() > 0 && at.q.rows() > 0 &&
-        at.k.rows() > 0)
+  PreparedRelativeBias(const Bias& bias, PairLocations at) : bias_(&bias), at_(std::move(at)) {
+    if (at_.q.integral() && at_.k.integral() && at_.q.count() > 0 && at_.k.count() > 0 && at_.q.rows() > 0 &&
+        at_.k.rows() > 0)
       tabulate();
   }
 

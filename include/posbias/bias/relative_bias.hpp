@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "posbias/bias/logit_tile.hpp"
@@ -103,12 +104,12 @@ class RelativeBias : public Module<Derived, Parameters> {
  private:
   [[nodiscard]] Prepared prepare(std::string_view hook, const detail::Leading& leading, Index queries, Index keys,
                                  const PairPositions& at) const {
-    const PairLocations locations(Derived::name, hook, at, leading, queries, keys);
+    PairLocations locations(Derived::name, hook, at, leading, queries, keys);
     if constexpr (Derived::integers_only) {
       locations.q.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "q");
       locations.k.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "k");
     }
-    return Prepared(derived(), locations);
+    return Prepared(derived(), std::move(locations));
   }
 
   void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {

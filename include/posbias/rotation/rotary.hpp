@@ -29,6 +29,7 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "posbias/core/module.hpp"
@@ -138,16 +139,19 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   template <class Q, class K, class V>
   [[nodiscard]] std::vector<Side> sides(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
     const detail::AttentionShape shape = detail::attention_shape(name, hook, q, k, v);
-    const PairLocations locations(name, hook, at, shape.leading, shape.queries, shape.keys);
+    PairLocations locations(name, hook, at, shape.leading, shape.queries, shape.keys);
     const detail::TensorView<Scalar, 3> query = detail::view<3>(q), key = detail::view<3>(k);
     if (query.shape[2] != options_.head_dim)
       detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
                                " features per head; head_dim = ", options_.head_dim);
-    if (query.data != key.data || query.data == nullptr) return {{query, locations.q}, {key, locations.k}};
-    if (query.shape != key.shape || at.q.given() || at.k.given())
+    const bool same = query.data == key.data && query.data != nullptr;
+    if (same && (query.shape != key.shape || at.q.given() || at.k.given()))
       detail::fail<ShapeError>(name, "::", hook,
                                ": q and k are the same memory; they need the same shape and positions");
-    return {{query, locations.q}};
+    std::vector<Side> result;
+    result.push_back({query, std::move(locations.q)});
+    if (!same) result.push_back({key, std::move(locations.k)});
+    return result;
   }
 
   [[nodiscard]] Index width() const {
@@ -162,7 +166,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Calls `visit(row of the block, [sines | cosines], head, strides)` for every head of every token of a block.
   template <class Visit>
   void for_each_head(const Side& side, Index index, const Visit& visit) const {
-    if (side.view.shape[1] == 0) return;
+    if (side.view.shape[1] == 0) return;  // no heads: no memory to point into
     detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
       const Index pairs = options_.n_dims / 2;
       std::vector<Scalar> rows(block.positions.size() * static_cast<std::size_t>(2 * pairs));
