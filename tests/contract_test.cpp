@@ -81,6 +81,9 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
   use(Identity{});
   use(Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::interleaved, .divide = 1, .learned_div = false}));
   use(Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::half}));
+  use(LearnedVocab<S>({.dim = 8, .max_seq_len = 128}));
+  use(LearnedContinuous<S>({.dim = 8, .depth = 1, .norm = false, .divide = 1, .learned_div = false}));
+  use(LearnedContinuous<S>({.dim = 8, .depth = 2, .norm = true, .learned_div = true}, 7));
   use(Rotary<S>({.head_dim = 8,
                  .n_dims = all,
                  .pairing = RotaryPairing::interleaved,
@@ -93,6 +96,26 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
   use(ALiBi<S>({.n_heads = 3, .learned_div = true}, 7));
   use(RelativePositionBias<S>({.bidirectional = true, .num_buckets = 32, .max_distance = 128, .n_heads = 3}));
   use(RelativePositionBias<S>({.n_heads = 3}, 7));
+  use(DynamicPositionBias<S>({.dim = 8, .n_heads = 3, .depth = 1, .norm = false, .divide = 1, .learned_div = false}));
+  use(DynamicPositionBias<S>({.dim = 8, .n_heads = 3, .depth = 2, .norm = true, .learned_div = true}, 7));
+  use(TransformerXL<S>({.dim = 24,
+                        .n_heads = 3,
+                        .form = XLForm::paper,
+                        .layout = SinusoidLayout::interleaved,
+                        .linear_bias = true,
+                        .divide = 1,
+                        .learned_div = false}));
+  use(TransformerXL<S>({.dim = 24, .n_heads = 3, .form = XLForm::bio_attention, .layout = SinusoidLayout::half}, 7));
+  use(Compose(Sinusoidal<S>({.dim = 8}), Rotary<S>({.head_dim = 8}), ALiBi<S>({.n_heads = 3})));
+}
+
+TEST_CASE("contract: several modules as one") {
+  Compose both(Rotary<S>({.head_dim = 8, .learned_div = true}), RelativePositionBias<S>({.n_heads = 3}));
+  std::vector<std::string> names;
+  for_each_parameter(both, [&](std::string_view name, auto&) { names.emplace_back(name); });
+  CHECK(names == std::vector<std::string>{"0.div", "1.relative_attention_bias.weight"});
+  const Rotary<S>& rotary = both.get<0>();
+  CHECK(rotary.options().head_dim == 8);
 }
 
 TEST_CASE("contract: relative biases need no content") {

@@ -5,8 +5,13 @@
 #pragma once
 
 #include "posbias/bias/alibi.hpp"
+#include "posbias/bias/dynamic_position_bias.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
+#include "posbias/bias/transformer_xl.hpp"
+#include "posbias/core/compose.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/embedding/learned_continuous.hpp"
+#include "posbias/embedding/learned_vocab.hpp"
 #include "posbias/embedding/sinusoidal.hpp"
 #include "posbias/rotation/rotary.hpp"
 #include "posbias/version.hpp"

@@ -158,10 +158,31 @@ TEST_CASE("a relative bias evaluates each distinct relative position once") {
   for (Index i = 0; i < 300; ++i) packed(i) = i % 100;
   CHECK(mask(300, 300, {.q_k = packed}) == 2 * 199);
 
-  // So far apart that a table would be larger than the pairs there are: never more than those.
+  // So far apart that not every integer between can have a value: only what occurs.
   Eigen::Tensor<std::int64_t, 1> apart(5);
   apart.setValues({0, 1'000'000, 2'000'000, 3'000'000, 4'000'000});
-  CHECK(mask(5, 5, {.q_k = apart}) == 3 * 2 * 25);
+  CHECK(mask(5, 5, {.q_k = apart}) == 2 * 9);
+
+  // Two far clusters of 150 tokens: differences within them, and from each to the other.
+  Eigen::Tensor<std::int64_t, 1> clusters(300);
+  for (Index i = 0; i < 300; ++i) clusters(i) = i % 2 * (Index{1} << 40) + i / 2;
+  CHECK(mask(300, 300, {.q_k = clusters}) == 2 * 3 * 299);
+
+  // A row for each batch entry, whose differences are the same.
+  Eigen::Tensor<std::int64_t, 2> rows(3, 300);
+  for (Index n = 0; n < 3; ++n)
+    for (Index i = 0; i < 300; ++i) rows(n, i) = 1000 * n + 7 * i;
+  CHECK(mask(300, 300, {.q_k = rows}) == 2 * 599);
+
+  // Reals whose differences repeat, though they are no integers.
+  Eigen::Tensor<double, 1> quarters(300);
+  for (Index i = 0; i < 300; ++i) quarters(i) = 0.25 * static_cast<double>(i);
+  CHECK(mask(300, 300, {.q_k = quarters}) == 2 * 599);
+
+  // Reals that do not repeat: pair by pair.
+  Eigen::Tensor<double, 1> roots(300);
+  for (Index i = 0; i < 300; ++i) roots(i) = std::sqrt(static_cast<double>(i) + 0.5);
+  CHECK(mask(300, 300, {.q_k = roots}) == 3 * 2 * 300 * 300);
 }
 
 TEST_CASE("hooks allocate nothing proportional to L1·L2") {

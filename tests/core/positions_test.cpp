@@ -308,6 +308,43 @@ TEST_CASE("modules may need integers", "[positions]") {
   CHECK(needs_integers(Positions()) == "<nothing thrown>");
 }
 
+TEST_CASE("modules may need ids below an end", "[positions]") {
+  const auto needs_ids = [](const Positions& positions, Index tokens = 4, std::initializer_list<Index> batch = {}) {
+    return message_of<PositionError>([&] { locate(positions, tokens, batch).require_ids("M", "hook", "pos", 10); });
+  };
+  const std::string fine = "<nothing thrown>";
+  const auto bad = [](const std::string& at) {
+    return "M::hook: pos at index " + at + "; integers in [0, 10) are needed";
+  };
+
+  // Ranges: the first bad one is the first of all, or the end.
+  CHECK(needs_ids(Positions(), 10) == fine);
+  CHECK(needs_ids(Positions(), 11) == bad("10 is 10"));
+  CHECK(needs_ids(Positions::range(6)) == fine);
+  CHECK(needs_ids(Positions::range(7)) == bad("3 is 10"));
+  CHECK(needs_ids(Positions::range(9)) == bad("1 is 10"));
+  CHECK(needs_ids(Positions::range(10)) == bad("0 is 10"));
+  CHECK(needs_ids(Positions::range(-1)) == bad("0 is -1"));
+  CHECK(needs_ids(Positions::range(-20)) == bad("0 is -20"));
+  CHECK(needs_ids(Positions::range(two_to_62 - 4)) == bad("0 is 4611686018427387900"));
+  CHECK(needs_ids(Positions::range(Index{1} << 40), 0) == fine);
+  CHECK(needs_ids(Positions::range(), Index{1} << 40) == bad("10 is 10"));  // at once, not one by one
+
+  CHECK(needs_ids(list<int>({9, 0, 3, 3})) == fine);
+  CHECK(needs_ids(list<int>({9, 0, 10, -1})) == bad("2 is 10"));
+  CHECK(needs_ids(list<std::int64_t>({-1, 99})) == bad("0 is -1"));
+  CHECK(needs_ids(Tensor<int, 1>(0)) == fine);
+  CHECK(needs_ids(rows<int>({{1, 2}, {9, 10}}), 4, {2}) == bad("3 is 10"));
+
+  CHECK(needs_ids(list<float>({9, 0, 3})) == fine);
+  CHECK(needs_ids(list<float>({-0.0F})) == fine);
+  CHECK(needs_ids(list<double>({0, 1, 2.5})) == bad("2 is 2.5"));
+  CHECK(needs_ids(list<double>({-0.5, 1})) == bad("0 is -0.5"));
+  CHECK(needs_ids(list<double>({9, 10, 0.5})) == bad("1 is 10"));
+  CHECK(needs_ids(list<double>({-3, 0.5})) == bad("0 is -3"));
+  CHECK(needs_ids(list<double>({0, 1e300})) == bad("1 is 1e+300"));
+}
+
 TEST_CASE("positions are regular values", "[positions]") {
   static_assert(std::is_copy_constructible_v<Positions> && std::is_copy_assignable_v<Positions>);
   static_assert(std::is_nothrow_move_constructible_v<Positions>);

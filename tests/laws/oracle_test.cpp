@@ -2,6 +2,7 @@
 /// \file
 /// Every module computes what the oracle says, wherever its tokens are; a hook that it does not use is the identity.
 #include <cmath>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -41,8 +42,8 @@ class Oracle {
   std::string difference() {
     if (!same_bits(out_.v, in_.v)) return "v is not untouched";
     check_x();
-    check_heads("q", in_.q, out_.q, shape_.L1, scene_.q, truth_.change_query);
-    check_heads("k", in_.k, out_.k, shape_.L2, scene_.k, truth_.change_key);
+    check_heads("q", in_.q, out_.q, shape_.L1, scene_.q, truth_.change_query, truth_.query_addend);
+    check_heads("k", in_.k, out_.k, shape_.L2, scene_.k, truth_.change_key, {});
     check_mask();
     return difference_;
   }
@@ -56,12 +57,15 @@ class Oracle {
         const auto p = scene_.q.at(n, l, shape_.L1);
         const bool encoded = p && scene_.flag(n, l, shape_.L1);
         const auto row = encoded ? truth_.addend(*p, parameters_) : std::vector<Real>();
+        const Real terms = encoded && truth_.addend_terms ? truth_.addend_terms(*p, parameters_) : 0;
         for (Index f = 0; f < shape_.D; ++f) {
           const auto i = static_cast<std::size_t>((n * shape_.L1 + l) * shape_.D + f);
           const Real before = in_.x[i];
+          const Real addend = encoded ? row[static_cast<std::size_t>(f)] : 0;
           if (encoded)
-            check("x", i, out_.x[i], before + row[static_cast<std::size_t>(f)],
-                  roundings<S> * rounding<S> * (std::abs(before) + 1) + angle_error(*p / angle_divisor()));
+            check("x", i, out_.x[i], before + addend,
+                  roundings<S> * rounding<S> * (std::abs(before) + std::max<Real>(1, std::abs(addend))) +
+                      sum_error(terms) + angle_error(*p / angle_divisor()));
           else
             check("x without position", i, out_.x[i], before, 0);
         }
@@ -70,24 +74,26 @@ class Oracle {
 
   template <class Change>
   void check_heads(const char* name, const std::vector<S>& in, const std::vector<S>& out, Index tokens,
-                   const Where& where, const Change& change) {
-    if (!change && !same_bits(in, out)) return differs(std::string(name) + " is not untouched");
-    if (!change) return;
+                   const Where& where, const Change& change, const decltype(Truth::query_addend)& addend) {
+    if (!change && !addend && !same_bits(in, out)) return differs(std::string(name) + " is not untouched");
+    if (!change && !addend) return;
     for (Index n = 0; n < shape_.B; ++n)
       for (Index l = 0; l < tokens; ++l)
         for (Index h = 0; h < shape_.NH; ++h) {
           const auto first = static_cast<std::size_t>(((n * tokens + l) * shape_.NH + h) * shape_.H);
+          const auto p = where.at(n, l, tokens);
           std::vector<Real> head;
           Real largest = 0;
           for (std::size_t f = 0; f < static_cast<std::size_t>(shape_.H); ++f) {
             head.push_back(in[first + f]);
+            if (addend) head.back() += addend(static_cast<int>(h), static_cast<int>(f), parameters_);
             largest = std::max(largest, std::abs(head.back()));
           }
-          const auto p = where.at(n, l, tokens);
-          if (p) change(head, *p, parameters_);
+          if (change && p) change(head, *p, parameters_);
+          const Real angle = change && p ? *p / angle_divisor() : 0;
           for (std::size_t f = 0; f < head.size(); ++f)
             check(name, first + f, out[first + f], head[f],
-                  p ? 2 * largest * (roundings<S> * rounding<S> + angle_error(*p / angle_divisor())) : 0);
+                  addend || p ? 2 * largest * (roundings<S> * rounding<S> + angle_error(angle)) : 0);
         }
   }
 
@@ -112,13 +118,30 @@ class Oracle {
               check("mask without position", place, out_.mask[place], before, 0);
               continue;
             }
-            const Real bias = truth_.bias(
-                {static_cast<int>(h), *q, *k, head(query, shape_.L1, n, i, h), head(key, shape_.L2, n, j, h)},
-                parameters_);
-            check("mask", place, out_.mask[place], before + bias,
-                  roundings<S> * rounding<S> * (std::abs(before) + std::abs(bias)));
+            const Truth::Logit at{
+                static_cast<int>(h), *q, *k, head(query, shape_.L1, n, i, h), head(key, shape_.L2, n, j, h),
+                relative(*q - *k)};
+            const Real bias = truth_.bias(at, parameters_);
+            const Real terms = truth_.bias_terms ? truth_.bias_terms(at, parameters_) : 0;
+            Real expected = before + bias;
+            Real allowed = roundings<S> * rounding<S> * (std::abs(before) + std::abs(bias)) + sum_error(terms) +
+                           terms * angle_error((*q - *k) / angle_divisor());
+            for (const auto& further : truth_.further_biases) {
+              const Real next = further(at, parameters_);
+              allowed += roundings<S> * rounding<S> * (std::abs(expected) + std::abs(next));
+              expected += next;
+            }
+            check("mask", place, out_.mask[place], expected, allowed);
           }
   }
+
+  const reference::Row& relative(Real q_minus_k) {
+    const auto [found, is_new] = relative_.try_emplace(truth_.relative ? q_minus_k : 0);
+    if (is_new && truth_.relative) found->second = truth_.relative(q_minus_k, parameters_);
+    return found->second;
+  }
+
+  Real sum_error(Real terms) const { return 8 * (truth_.sums_in_scalar ? rounding<S> : rounding<double>)*terms; }
 
   void check(const char* what, std::size_t place, S value, Real expected, Real tolerance) {
     const bool right = std::isinf(expected) ? static_cast<Real>(value) == expected
@@ -141,6 +164,7 @@ class Oracle {
   Shape shape_;
   Bundle<S> out_;
   Truth::Parameters parameters_;
+  std::map<Real, reference::Row> relative_;  // by q - k
   std::string difference_;
 };
 

@@ -65,6 +65,12 @@ struct Where {
   [[nodiscard]] bool integral() const {
     return std::all_of(values.begin(), values.end(), [](Real value) { return value == std::floor(value); });
   }
+  /// The positions of `tokens` tokens are integers in [0, end).
+  [[nodiscard]] bool ids_below(Index end, Index tokens) const {
+    if (kind != Kind::listed) return start >= 0 && start + tokens <= end;
+    const auto inside = [&](Real value) { return value >= 0 && value < static_cast<Real>(end); };
+    return integral() && std::all_of(values.begin(), values.end(), inside);
+  }
   [[nodiscard]] Real furthest() const {
     Real result = std::abs(static_cast<Real>(start));
     for (const Real value : values) result = std::max(result, std::abs(value));

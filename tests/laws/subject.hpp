@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -19,6 +20,7 @@
 
 #include "laws/scene.hpp"
 #include "posbias/core/executor.hpp"
+#include "reference/reference.hpp"
 #include "support/numbers.hpp"
 
 namespace posbias_test {
@@ -202,15 +204,27 @@ struct Truth {
     int h;
     Real q, k;                         ///< positions
     std::span<const Real> query, key;  ///< as mod_qkv left them
+    const reference::Row& relative;    ///< what `relative` below gives for q - k
   };
 
   std::function<std::vector<Real>(Real p, const Parameters&)> addend{};                 ///< mod_x adds this row
   std::function<void(std::span<Real> head, Real p, const Parameters&)> change_query{};  ///< mod_qkv of a query
   std::function<void(std::span<Real> head, Real p, const Parameters&)> change_key{};    ///< mod_qkv of a key
-  std::function<Real(const Logit&, const Parameters&)> bias{};                          ///< mod_mask adds this
-  /// By what positions are divided before sines and cosines are taken of them.
+  /// mod_qkv adds this to feature f of head h of every query, wherever it is.
+  std::function<Real(int h, int f, const Parameters&)> query_addend{};
+  std::function<Real(const Logit&, const Parameters&)> bias{};  ///< mod_mask adds this
+  /// and then, one after another, these.
+  std::vector<std::function<Real(const Logit&, const Parameters&)>> further_biases{};
+  /// What a bias needs of q - k alone and is dear: asked for once for each difference.
+  std::function<reference::Row(Real q_minus_k, const Parameters&)> relative{};
+  /// How large the terms are that a row or a bias is summed from, where that matters.
+  std::function<Real(Real p, const Parameters&)> addend_terms{};
+  std::function<Real(const Logit&, const Parameters&)> bias_terms{};
+  bool sums_in_scalar = false;  ///< those sums run in the tensor's scalar, not in double
+  /// By what positions are divided before sines and cosines are taken of them; infinity where none are.
   std::function<Real(const Parameters&)> angle_divisor = [](const Parameters&) { return Real(1); };
-  bool integers_only = false;  ///< positions must be integers
+  bool integers_only = false;        ///< positions must be integers
+  std::optional<Index> ids_below{};  ///< those of x must be integers in [0, ids_below)
 };
 
 template <class S>
@@ -228,6 +242,8 @@ struct Case {
   [[nodiscard]] std::vector<Scene> scenes(const Shape& shape) const {
     std::vector<Scene> all = posbias_test::scenes(shape);
     if (truth.integers_only) std::erase_if(all, [](const Scene& scene) { return !scene.integral(); });
+    if (truth.ids_below)
+      std::erase_if(all, [&](const Scene& scene) { return !scene.q.ids_below(*truth.ids_below, shape.L1); });
     return all;
   }
 };

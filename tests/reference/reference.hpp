@@ -10,7 +10,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace posbias_test::reference {
@@ -134,6 +136,112 @@ inline std::int64_t t5_bucket(std::int64_t relative, const BucketShape& shape) {
       large / static_cast<float>(std::log(static_cast<double>(shape.max_distance) / static_cast<double>(max_exact)));
   large = large * static_cast<float>(buckets - max_exact);
   return offset + std::min(max_exact + static_cast<std::int64_t>(large), buckets - 1);
+}
+
+// ---- Sums of many terms
+
+/// A value and how large the terms are that it was summed from: its roundings are relative to them, not to it.
+struct Sum {
+  Real value = 0;
+  Real terms = 0;
+};
+
+using Row = std::vector<Sum>;
+using Weights = std::map<std::string, std::vector<Real>>;
+
+/// y(o) = sum over i of weight(o, i) x(i), + bias(o)
+inline Row linear(const Row& x, const std::vector<Real>& weight, const std::vector<Real>& bias) {
+  Row y;
+  auto w = weight.begin();
+  for (Real b : bias) {
+    y.push_back({b, std::abs(b)});
+    for (const Sum& feature : x) {
+      y.back().value += *w * feature.value;
+      y.back().terms += std::abs(*w++) * feature.terms;
+    }
+  }
+  return y;
+}
+
+// ---- MLP of a position: Linear(1, dim), LayerNorm, and depth - 1 times Swish, Linear(dim, dim), LayerNorm
+
+/// x / (1 + exp(-x)); what x is off by counts as much as the curve is steep there.
+inline Sum swish(const Sum& x) {
+  const Real sigmoid = 1 / (1 + std::exp(-x.value));
+  const Real y = x.value * sigmoid;
+  const Real slope = sigmoid + y * (1 - sigmoid);
+  return {y, std::abs(y) + std::abs(slope) * x.terms};
+}
+
+/// y = weight (x - mean) / sqrt(variance + 1e-5) + bias. Terms go where the derivative of y sends them.
+inline Row layer_norm(const Row& x, const std::vector<Real>& weight, const std::vector<Real>& bias) {
+  const Real n = static_cast<Real>(x.size());
+  Real mean = 0, mean_terms = 0;
+  for (const Sum& feature : x) {
+    mean += feature.value / n;
+    mean_terms += feature.terms / n;
+  }
+  Real variance = 0;
+  for (const Sum& feature : x) variance += (feature.value - mean) * (feature.value - mean) / n;
+  const Real deviation = std::sqrt(variance + 1e-5L);
+  Real terms_of_deviation = 0;
+  for (const Sum& feature : x)
+    terms_of_deviation += std::abs(feature.value - mean) / deviation * (feature.terms + mean_terms) / n;
+  Row y;
+  for (std::size_t f = 0; f < x.size(); ++f) {
+    const Real normal = (x[f].value - mean) / deviation;
+    const Real terms = (x[f].terms + mean_terms + std::abs(normal) * terms_of_deviation) / deviation;
+    y.push_back({weight[f] * normal + bias[f], std::abs(weight[f]) * terms + std::abs(bias[f])});
+  }
+  return y;
+}
+
+/// The features of p, which is divided already. Names as in the state dict: layer i is "mlp.i.".
+inline Row mlp(Real p, const Weights& weights, int depth, bool norm) {
+  Row x{{p, std::abs(p)}};
+  for (int layer = 0; layer < depth; ++layer) {
+    // A Swish without parameters is number 0 of every layer but the first.
+    const int first = layer == 0 ? 0 : 1;
+    const auto parameter = [&](int number, const char* name) -> const std::vector<Real>& {
+      return weights.at("mlp." + std::to_string(layer) + "." + std::to_string(number) + "." + name);
+    };
+    if (layer > 0) std::transform(x.begin(), x.end(), x.begin(), swish);
+    x = linear(x, parameter(first, "weight"), parameter(first, "bias"));
+    if (norm) x = layer_norm(x, parameter(first + 1, "weight"), parameter(first + 1, "bias"));
+  }
+  return x;
+}
+
+// ---- Dynamic position bias: logit(h, q, k) -= last(mlp((q - k) / divisor))(h), last a Linear(dim, NH)
+
+inline Row dynamic_bias(Real p, const Weights& weights, int depth, bool norm) {
+  const std::string last = "mlp." + std::to_string(depth);
+  return linear(mlp(p, weights, depth, norm), weights.at(last + ".weight"), weights.at(last + ".bias"));
+}
+
+// ---- Transformer-XL: logit(h, q, k) += (query + v - u)(h) · r(h) / sqrt(H), with r of the position q - k, and
+// query as mod_qkv left it, u added; or as bio-attention has it, (query + u)(h) · r(h)
+
+/// r, all NH·H features. A sine counts as 1: so much is the angle's error worth.
+inline Row xl_row(Real relative, Real divisor, const Weights& weights, bool half) {
+  const auto dim = weights.at("bias_r_w").size();
+  Row sines;
+  for (Real value : sinusoid(relative, divisor, static_cast<int>(dim), half)) sines.push_back({value, 1});
+  const auto bias = weights.find("embed_lin.bias");
+  return linear(sines, weights.at("embed_lin.weight"), bias == weights.end() ? std::vector<Real>(dim) : bias->second);
+}
+
+inline Sum xl(int h, std::span<const Real> query, const Row& r, const Weights& weights, bool bio_attention) {
+  const std::size_t first = static_cast<std::size_t>(h) * query.size();
+  const Real* u = weights.at("bias_r_w").data() + first;
+  const Real* v = weights.at("bias_r_r").data() + first;
+  const Real scale = bio_attention ? 1 : 1 / std::sqrt(static_cast<Real>(query.size()));
+  Sum logit;
+  for (std::size_t f = 0; f < query.size(); ++f) {
+    logit.value += scale * (bio_attention ? query[f] + u[f] : query[f] + v[f] - u[f]) * r[first + f].value;
+    logit.terms += scale * (std::abs(query[f]) + std::abs(u[f]) + std::abs(v[f])) * r[first + f].terms;
+  }
+  return logit;
 }
 
 }  // namespace posbias_test::reference

@@ -27,6 +27,19 @@ inline std::vector<double> pad_left_and_top(const std::vector<double>& recorded,
   return result;
 }
 
+/// A gradient that began as `before` must have gained the recorded one, or nothing at all where none was recorded.
+inline void check_added(const GoldenCase& golden, const std::string& recorded, const std::vector<double>& after,
+                        const std::vector<double>& before, double tolerance) {
+  if (!golden.has(recorded)) {
+    CHECK(after == before);
+    return;
+  }
+  std::vector<double> expected = golden.values(recorded);
+  REQUIRE(expected.size() == before.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
+  check_close(after, expected, tolerance);
+}
+
 /// make_mask, mod_mask where the mask is of full size, and the adjoint, on one case of q (B, *, L1, NH, H).
 template <class Scalar, int Rank, class Module>
 void check_mask(const GoldenCase& golden, Module module) {
@@ -38,31 +51,38 @@ void check_mask(const GoldenCase& golden, Module module) {
   const Index columns = golden.shape("in.k")[Rank - 3];
   const Index recorded_rows = golden.shape("out.mask")[Rank - 2];
   const Index recorded_columns = golden.shape("out.mask")[Rank - 1];
-  const auto expected =
-      pad_left_and_top(golden.expected<Scalar>("out.mask"), rows, columns, recorded_rows, recorded_columns);
+  const auto padded = [&](const std::vector<double>& recorded) {
+    return pad_left_and_top(recorded, rows, columns, recorded_rows, recorded_columns);
+  };
+  const auto expected = padded(golden.expected<Scalar>("out.mask"));
   for_each_form([&]<class Form>() {
     auto q = golden.input<Scalar, Rank, Form>("in.q");
     auto k = golden.input<Scalar, Rank, Form>("in.k");
     auto& v = k.tensor();
+    auto made = module.make_mask(q.tensor(), k.tensor(), v, at);
     if (golden.has("in.mask")) {
       auto mask = golden.input<Scalar, Rank, Form>("in.mask");
-      const auto made = module.make_mask(q.tensor(), k.tensor(), v, at, mask.tensor());
-      check_close(flat(made), expected, tolerance, tables);
+      made = module.make_mask(q.tensor(), k.tensor(), v, at, mask.tensor());
       if (mask.tensor().dimension(Rank - 2) == rows && mask.tensor().dimension(Rank - 1) == columns) {
         module.mod_mask(mask.tensor(), q.tensor(), k.tensor(), v, at);
         CHECK(flat(mask.tensor()) == flat(made));
       }
-    } else {
-      check_close(flat(module.make_mask(q.tensor(), k.tensor(), v, at)), expected, tolerance, tables);
     }
+    check_close(flat(made), expected, tolerance, tables);
     if (!golden.has("grad_out.mask")) return;
-    auto grad_mask = golden.input<Scalar, Rank, Form>("grad_out.mask");
+    const auto recorded = padded(golden.values("grad_out.mask"));
+    for_each_index(made, [&, i = std::size_t{0}](auto& value) mutable { value = static_cast<Scalar>(recorded[i++]); });
+    typename Form::template Holder<Scalar, Rank> grad_mask(made);
     auto grad_q = golden.input<Scalar, Rank, Form>("in.q");
     auto grad_k = golden.input<Scalar, Rank, Form>("in.k");
+    auto grad_v = golden.input<Scalar, Rank, Form>("in.k");
     auto grads = module.zero_gradients();
-    module.mod_mask_backward(grad_mask.tensor(), grad_q.tensor(), grad_k.tensor(), grad_k.tensor(), q.tensor(),
+    module.mod_mask_backward(grad_mask.tensor(), grad_q.tensor(), grad_k.tensor(), grad_v.tensor(), q.tensor(),
                              k.tensor(), v, at, grads);
-    CHECK(flat(grad_mask.tensor()) == flat(golden.input<Scalar, Rank, Form>("grad_out.mask").tensor()));
+    CHECK(flat(grad_mask.tensor()) == flat(made));
+    CHECK(flat(grad_v.tensor()) == flat(v));
+    check_added(golden, "grad_in.q", flat(grad_q.tensor()), flat(q.tensor()), tolerance);
+    check_added(golden, "grad_in.k", flat(grad_k.tensor()), flat(k.tensor()), tolerance);
     golden.check_gradients<Scalar>(grads);
   });
 }

@@ -2,8 +2,8 @@
 /// \file
 /// Family base of the biases that depend on the relative position only: mask(h, i, j) += b_h(pos_k(j) - pos_q(i)).
 ///
-/// The base checks shapes and positions, cuts masks into tiles and gradients into heads, and leaves where each
-/// value stands to `PreparedRelativeBias`; a module says what the values are.
+/// The base checks shapes and positions and leaves where each value stands to `PreparedRelativeBias`; a module says
+/// what the values are.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/logit_tile.hpp"
+#include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/prepared_relative_bias.hpp"
 #include "posbias/core/module.hpp"
 
@@ -46,7 +46,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    check_content("mod_mask", "mask", mask, q, k, v);
+    detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
     modify("mod_mask", detail::view<3>(mask), at);
   }
 
@@ -62,7 +62,7 @@ class RelativeBias : public Module<Derived, Parameters> {
             HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    check_content("mod_mask_backward", "grad_mask", grad_mask, q, k, v);
+    detail::check_mask_fits(Derived::name, "mod_mask_backward", "grad_mask", grad_mask, q, k, v);
     backward(detail::view<3>(grad_mask), at, grads);
   }
 
@@ -88,88 +88,81 @@ class RelativeBias : public Module<Derived, Parameters> {
     return result;
   }
 
-  /// The bias of `queries` by `keys` logits in each batch entry of shape `leading` (B, *), ready for tiles. Refers
-  /// to this module and owns all else. Throws ShapeError, PositionError.
+  /// The bias of the logits of q and k, ready for tiles. Refers to this module and owns all else. Throws ShapeError,
+  /// PositionError.
+  template <HeadsTensor Q, HeadsTensor K>
+  [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
+    const detail::AttentionShape shape = detail::attention_shape(Derived::name, "prepare", q, k, k);
+    check_heads("prepare", "q", shape.heads);
+    return Prepared(derived(), locations("prepare", shape.leading, shape.queries, shape.keys, at));
+  }
+  template <HeadsTensor Q, HeadsTensor K>
+  Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
+
+  /// The same, of `queries` by `keys` logits in each batch entry of shape `leading` (B, *).
   [[nodiscard]] Prepared prepare(std::span<const Index> leading, Index queries, Index keys,
                                  const PairPositions& at = {}) const& {
     check_lengths("prepare", queries, keys);
-    return prepare("prepare", detail::Leading(leading), queries, keys, at);
+    return Prepared(derived(), locations("prepare", detail::Leading(leading), queries, keys, at));
   }
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
+
+  template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
+    (void)checked("mod_mask", "mask", detail::view<3>(mask), at);
+  }
+  template <TensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
+            HeadsTensor V>
+  void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
+                               const PairPositions& at, const Gradients& grads) const {
+    detail::check_mask_fits(Derived::name, "mod_mask_backward", "grad_mask", grad_mask, q, k, v);
+    (void)checked_backward(detail::view<3>(grad_mask), at, grads);
+  }
 
  protected:
   using Base::Base;
   using Base::derived;
 
  private:
-  [[nodiscard]] Prepared prepare(std::string_view hook, const detail::Leading& leading, Index queries, Index keys,
-                                 const PairPositions& at) const {
-    PairLocations locations(Derived::name, hook, at, leading, queries, keys);
+  void check_heads(std::string_view hook, std::string_view argument, Index heads) const {
+    detail::check_heads(Derived::name, hook, argument, heads, derived().n_heads());
+  }
+
+  [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::Leading& leading, Index queries,
+                                               Index keys, const PairPositions& at) {
+    PairLocations result(Derived::name, hook, at, leading, queries, keys);
     if constexpr (Derived::integers_only) {
-      locations.q.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "q");
-      locations.k.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "k");
+      result.q.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "q");
+      result.k.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "k");
     }
-    return Prepared(derived(), std::move(locations));
+    return result;
+  }
+
+  /// Where the tokens of a mask are, or of its gradient; checks all that the mask alone tells.
+  [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument,
+                                      const detail::TensorView<const Scalar, 3>& mask, const PairPositions& at) const {
+    check_heads(hook, argument, mask.shape[0]);
+    return locations(hook, mask.leading, mask.shape[1], mask.shape[2], at);
+  }
+  [[nodiscard]] PairLocations checked_backward(const detail::TensorView<const Scalar, 3>& grad_mask,
+                                               const PairPositions& at, const Gradients& grads) const {
+    PairLocations result = checked("mod_mask_backward", "grad_mask", grad_mask, at);
+    this->check_gradients("mod_mask_backward", grads);
+    return result;
   }
 
   void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
-    check_heads(hook, "mask", mask.shape[0]);
-    const Prepared prepared = prepare(hook, mask.leading, mask.shape[1], mask.shape[2], at);
-    constexpr Index queries_per_task = 64;
-    const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
-    at.executor.parallel_for(mask.batches() * blocks, [&](Index task) {
-      const Index query = task % blocks * queries_per_task;
-      for_each_tile(mask, task / blocks, 0, mask.shape[0], query, std::min(queries_per_task, mask.shape[1] - query),
-                    [&](const LogitTile<Scalar>& tile) { prepared.add_to(tile); });
-    });
+    detail::add_to_mask(mask, Prepared(derived(), checked(hook, "mask", mask, at)), at.executor);
   }
 
   void backward(const detail::TensorView<const Scalar, 3>& grad_mask, const PairPositions& at, Gradients& grads) const {
-    check_heads("mod_mask_backward", "grad_mask", grad_mask.shape[0]);
-    this->check_gradients("mod_mask_backward", grads);
-    const Prepared prepared =
-        prepare("mod_mask_backward", grad_mask.leading, grad_mask.shape[1], grad_mask.shape[2], at);
+    PairLocations where = checked_backward(grad_mask, at, grads);
     if (!this->has_parameters()) return;
+    const Prepared prepared(derived(), std::move(where));
     auto sums = prepared.accumulator();
-    // Each head has its own part of the table; each sum runs over the batch in order, on one thread.
-    const Index heads_per_task = prepared.tabulated() ? 1 : grad_mask.shape[0];
-    at.executor.parallel_for(grad_mask.shape[0] / heads_per_task, [&](Index task) {
-      for (Index n = 0; n < grad_mask.batches(); ++n)
-        for_each_tile(grad_mask, n, task * heads_per_task, heads_per_task, 0, grad_mask.shape[1],
-                      [&](const LogitTile<const Scalar>& tile) { prepared.accumulate(tile, sums); });
-    });
+    detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
     prepared.finish(sums, grads);
-  }
-
-  /// Cuts some heads and queries of a batch entry into tiles: whole rows where keys are neighbours in memory,
-  /// narrow columns where they are far apart.
-  template <class S, class Visit>
-  static void for_each_tile(const detail::TensorView<S, 3>& logits, Index n, Index head, Index heads, Index query,
-                            Index queries, const Visit& visit) {
-    const auto [head_stride, query_stride, key_stride] = logits.strides;
-    const Index all_keys = logits.shape[2];
-    const Index keys_per_tile = key_stride > query_stride ? 8 : std::max<Index>(all_keys, 1);
-    for (Index key = 0; key < all_keys; key += keys_per_tile)
-      visit(LogitTile<S>{logits.batch(n) + head * head_stride + query * query_stride + key * key_stride, head_stride,
-                         query_stride, key_stride, n, head, heads, query, queries, key,
-                         std::min(keys_per_tile, all_keys - key)});
-  }
-
-  void check_heads(std::string_view hook, std::string_view argument, Index heads) const {
-    if (heads != derived().n_heads())
-      detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has ", heads,
-                               " heads; n_heads = ", derived().n_heads());
-  }
-
-  template <class M, class Q, class K, class V>
-  static void check_content(std::string_view hook, std::string_view argument, const M& mask, const Q& q, const K& k,
-                            const V& v) {
-    const detail::AttentionShape shape = detail::attention_shape(Derived::name, hook, q, k, v);
-    const auto logits = detail::view<3>(mask);
-    if (!(shape == detail::AttentionShape{logits.leading, logits.shape[0], logits.shape[1], logits.shape[2]}))
-      detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has shape ", detail::shape_of(mask),
-                               "; q of shape ", detail::shape_of(q), " and k of shape ", detail::shape_of(k),
-                               " need (B, *, NH, L1, L2)");
   }
 
   void check_lengths(std::string_view function, Index queries, Index keys) const {

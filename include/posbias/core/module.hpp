@@ -14,6 +14,7 @@
 #include <concepts>
 #include <limits>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -68,6 +69,15 @@ void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
 }
 
 }  // namespace detail
+
+/// A module that leaves logits alone, prepared: there is nothing to add to a tile, and nothing to sum up.
+struct NothingPrepared {
+  struct Accumulator {};
+  void add_to(const auto& /*tile*/) const {}
+  [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return {}; }
+  void accumulate(const auto& /*tile*/, Accumulator&) const {}
+  void finish(const Accumulator&, auto& /*grads*/) const {}
+};
 
 /// Base of all modules (CRTP): owns the parameters, and is the identity at every hook until `Derived` says
 /// otherwise. `Derived` has a `static constexpr std::string_view name`.
@@ -126,6 +136,26 @@ class Module {
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V, HeadsTensor Q1, HeadsTensor K1, HeadsTensor V1>
   void mod_mask_backward(M&&, Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
 
+  /// What `mod_mask` adds, given q and k as `mod_qkv` left them, ready for tiles of logits: an object with
+  /// `add_to(tile)` and the adjoint `accumulate(tile, sums)`.
+  template <HeadsTensor Q, HeadsTensor K>
+  [[nodiscard]] NothingPrepared prepare(const Q&, const K&, const PairPositions& = {}) const {
+    return {};
+  }
+
+  /// Each throws what the hook of its name would throw for the same arguments, and writes nothing. `Compose` asks all
+  /// of its modules before the first of them writes.
+  void check_mod_x(const auto&...) const {}
+  void check_mod_qkv(const auto&...) const {}
+  void check_mod_mask(const auto&...) const {}
+  void check_mod_x_backward(const auto&...) const {}
+  void check_mod_qkv_backward(const auto&...) const {}
+  void check_mod_mask_backward(const auto&...) const {}
+
+  /// Turns q, k and v back into what `mod_qkv(q, k, v, at)` was given, up to rounding: from the outputs of all its
+  /// modules `Compose` finds those of each.
+  void undo_mod_qkv(const auto&...) const {}
+
   /// Gradients of zero, for the adjoints to add to.
   [[nodiscard]] Gradients zero_gradients() const {
     Gradients gradients = parameters_;
@@ -157,13 +187,13 @@ class Module {
   /// Throws ShapeError unless `gradients` has the parameters' names and shapes: those of another module do not.
   void check_gradients(std::string_view hook, const Gradients& gradients) const {
     struct Entry {
-      std::string_view name;
+      std::string name;
       std::vector<Index> shape;
     };
     const auto entries = [](const Parameters& owner) {
       std::vector<Entry> result;
       for_each_parameter(owner, [&](std::string_view name, const auto& tensor) {
-        result.push_back({name, {tensor.dimensions().begin(), tensor.dimensions().end()}});
+        result.push_back({std::string(name), {tensor.dimensions().begin(), tensor.dimensions().end()}});
       });
       return result;
     };

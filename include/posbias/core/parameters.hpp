@@ -105,6 +105,12 @@ class Random {
 };
 
 template <class Tensor>
+void fill_uniform(Tensor& tensor, double bound, Random& random) {
+  using Scalar = typename Tensor::Scalar;
+  for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<Scalar>(random.uniform(bound));
+}
+
+template <class Tensor>
 void fill_normal(Tensor& tensor, Random& random) {
   using Scalar = typename Tensor::Scalar;
   for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = static_cast<Scalar>(random.normal());

@@ -65,7 +65,8 @@ class Positions {
       adopt_integers(std::move(values));
     } else {
       reals_.resize(static_cast<std::size_t>(tensor.size()));
-      detail::for_each_row_major(tensor, [&](Index i, double value) { reals_[static_cast<std::size_t>(i)] = value; });
+      detail::for_each_row_major(
+          tensor, [&](Index i, auto value) { reals_[static_cast<std::size_t>(i)] = static_cast<double>(value); });
       const bool all_integers = std::all_of(reals_.begin(), reals_.end(), [](double value) {
         return std::abs(value) < 0x1p62 && value == std::floor(value);
       });
@@ -211,6 +212,26 @@ class TokenLocations {
       if (value != std::floor(value) || std::abs(value) >= 0x1p62)
         detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
                                     "; integers strictly between -2^62 and 2^62 are needed");
+    }
+  }
+
+  /// Throws PositionError unless all positions are integers in [0, end), the rows of a table. A range is checked by
+  /// its ends.
+  void require_ids(std::string_view module, std::string_view hook, std::string_view argument, Index end) const {
+    const auto reject = [&](auto i, auto value) {
+      detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
+                                  "; integers in [0, ", end, ") are needed");
+    };
+    if (positions_.unlimited_ && count_ > 0) {
+      const std::int64_t start = positions_.start_;
+      if (start < 0 || start >= end) reject(0, start);
+      if (count_ > end - start) reject(end - start, end);
+    }
+    for (std::size_t i = 0; i < positions_.integers_.size(); ++i)
+      if (positions_.integers_[i] < 0 || positions_.integers_[i] >= end) reject(i, positions_.integers_[i]);
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i) {
+      const double value = positions_.reals_[i];
+      if (value != std::floor(value) || value < 0 || value >= static_cast<double>(end)) reject(i, value);
     }
   }
 

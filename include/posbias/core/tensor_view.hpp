@@ -201,5 +201,19 @@ AttentionShape attention_shape(std::string_view module, std::string_view hook, c
   return {query.leading, heads, query.shape[0], key.shape[0]};
 }
 
+/// Throws ShapeError unless the gradients of q, k and v have their shapes.
+template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+void check_gradient_shapes(std::string_view module, std::string_view hook, const GQ& grad_q, const GK& grad_k,
+                           const GV& grad_v, const Q& q, const K& k, const V& v) {
+  const auto check = [&](std::string_view argument, const auto& grad, const auto& value) {
+    if (!std::ranges::equal(shape_of(grad), shape_of(value)))
+      fail<ShapeError>(module, "::", hook, ": grad_", argument, " has shape ", shape_of(grad), "; ", argument, " has ",
+                       shape_of(value));
+  };
+  check("q", grad_q, q);
+  check("k", grad_k, k);
+  check("v", grad_v, v);
+}
+
 }  // namespace detail
 }  // namespace posbias

@@ -21,7 +21,9 @@ namespace posbias {
 ///   - `static constexpr std::string_view name`, `Index dim() const`;
 ///   - `void embed(std::span<const double> positions, Scalar* rows) const`: rows (positions, dim), row-major;
 ///   - `void embed_backward(positions, const double* grad_rows, Gradients&) const`: its adjoint, adding to the
-///     parameters' gradients.
+///     parameters' gradients;
+///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
+///     which throws PositionError.
 template <class Derived, class Scalar_, class Parameters>
 class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
@@ -34,7 +36,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   /// are. Cost O(L·dim) for the rows, O(B·L·dim) for the sum. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
-    const Tokens tokens("mod_x", "x", detail::view<2>(x), at, derived().dim());
+    const Tokens tokens("mod_x", "x", detail::view<2>(x), at, derived());
     at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
       detail::visit_token_block(tokens.locations, tokens.view.batches(), index, [&](detail::TokenBlock block) {
         const Index dim = derived().dim();
@@ -52,7 +54,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   /// thread. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 2> G>
   void mod_x_backward(G&& grad_x, const TokenPositions& at, Gradients& grads) const {
-    const Tokens tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived().dim());
+    const Tokens tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
     if (!this->has_parameters()) return;
     std::vector<double> rows;
@@ -68,6 +70,18 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       });
     }
   }
+
+  template <WritableTensorOf<Scalar, 2> X>
+  void check_mod_x(X&& x, const TokenPositions& at = {}) const {
+    (void)Tokens("mod_x", "x", detail::view<2>(x), at, derived());
+  }
+  template <WritableTensorOf<Scalar, 2> G>
+  void check_mod_x_backward(G&& grad_x, const TokenPositions& at, const Gradients& grads) const {
+    (void)Tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
+    this->check_gradients("mod_x_backward", grads);
+  }
+
+  void check_positions(std::string_view /*hook*/, const TokenLocations&) const {}
 
  protected:
   using Base::Base;
@@ -88,13 +102,14 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     TokenFlags flags;
 
     Tokens(std::string_view hook, std::string_view argument, const detail::TensorView<Scalar, 2>& x,
-           const TokenPositions& at, Index dim)
+           const TokenPositions& at, const Derived& module)
         : view(x),
           locations(Derived::name, hook, "pos", at.pos, x.leading, x.shape[0]),
           flags(Derived::name, hook, at.mask, x.leading, x.shape[0]) {
-      if (x.shape[1] != dim)
+      if (x.shape[1] != module.dim())
         detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has ", x.shape[1],
-                                 " features; dim = ", dim);
+                                 " features; dim = ", module.dim());
+      module.check_positions(hook, locations);
     }
 
     /// Calls `visit(row of the block, first feature, stride)` for each token of the block to be encoded.

@@ -23,12 +23,6 @@
 
 namespace posbias {
 
-/// Where sines and cosines stand in a row.
-enum class SinusoidLayout {
-  interleaved,  ///< [s c s c s c s c]: the original paper's
-  half,         ///< [s s s s c c c c]: Transformer-XL's code, tensor2tensor's
-};
-
 /// Options of `Sinusoidal`.
 struct SinusoidalOptions {
   Index dim = 0;                                        ///< features per token, H; required, even

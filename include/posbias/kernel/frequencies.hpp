@@ -7,14 +7,24 @@
 /// float is off by 8e-3 at position 131 072 already.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <span>
 #include <vector>
 
 #include "posbias/core/index.hpp"
+#include "posbias/kernel/product.hpp"
 
-namespace posbias::detail {
+namespace posbias {
+
+/// Where sines and cosines stand in a row.
+enum class SinusoidLayout {
+  interleaved,  ///< [s c s c s c s c]: the original paper's
+  half,         ///< [s s s s c c c c]: Transformer-XL's code, tensor2tensor's
+};
+
+namespace detail {
 
 /// base^(-2i / dim) for i in [0, count).
 inline std::vector<double> inverse_frequencies(Index count, Index dim, double base) {
@@ -44,4 +54,86 @@ void fill_sines_and_cosines(std::span<const double> positions, double divisor, s
   }
 }
 
-}  // namespace posbias::detail
+/// Sines and cosines of positions as columns: (frequencies, columns), rows padded with zeros to whole lanes.
+template <class Scalar>
+struct SinusoidColumns {
+  std::vector<Scalar> sines, cosines;
+  Index stride;
+};
+
+/// Makes `SinusoidColumns`. An integer position is an anchor, a multiple of 32, and a step from there: the sines and
+/// cosines of few anchors and of 32 steps give those of a long range by one complex product each, to within two
+/// roundings of double. What a position gets depends on nothing but the position.
+class SinusoidMaker {
+ public:
+  SinusoidMaker(std::span<const double> frequencies, double divisor)
+      : frequencies_(frequencies), divisor_(divisor), steps_(frequencies.size() * anchor) {}
+
+  [[nodiscard]] double angle(double position, std::size_t f) const { return position / divisor_ * frequencies_[f]; }
+
+  template <class Scalar>
+  [[nodiscard]] SinusoidColumns<Scalar> make(std::span<const double> positions) {
+    SinusoidColumns<Scalar> result;
+    result.stride = whole_lanes<Scalar>(static_cast<Index>(positions.size()));
+    result.sines.resize(frequencies_.size() * static_cast<std::size_t>(result.stride));
+    result.cosines.resize(result.sines.size());
+    for (std::size_t begin = 0, end = 0; begin < positions.size(); begin = end) {
+      const double base = anchor_of(positions[begin]);
+      for (end = begin + 1; end < positions.size() && anchor_of(positions[end]) == base;) ++end;
+      fill(base, positions.subspan(begin, end - begin), result, begin);
+    }
+    return result;
+  }
+
+ private:
+  static constexpr std::size_t anchor = 32;
+  struct Pair {
+    double sine, cosine;
+  };
+
+  [[nodiscard]] Pair pair(double position, std::size_t f) const {
+    const double theta = angle(position, f);
+    return {std::sin(theta), std::cos(theta)};
+  }
+
+  /// The multiple of 32 below an integer; other reals are anchors of their own.
+  static double anchor_of(double position) {
+    return position == std::floor(position) ? std::floor(position / anchor) * anchor : position;
+  }
+
+  /// Columns first, first + 1, ... of positions that share an anchor.
+  template <class Scalar>
+  void fill(double base, std::span<const double> positions, SinusoidColumns<Scalar>& to, std::size_t first) {
+    std::array<std::size_t, anchor> step;
+    for (std::size_t c = 0; c < positions.size(); ++c) {
+      step[c] = static_cast<std::size_t>(positions[c] - base);
+      know(step[c]);
+    }
+    for (std::size_t f = 0; f < frequencies_.size(); ++f) {
+      const Pair at = pair(base, f);
+      const Pair* steps = steps_.data() + f * anchor;
+      Scalar* sine = to.sines.data() + f * static_cast<std::size_t>(to.stride) + first;
+      Scalar* cosine = to.cosines.data() + f * static_cast<std::size_t>(to.stride) + first;
+      for (std::size_t c = 0; c < positions.size(); ++c) {
+        const Pair by = steps[step[c]];
+        sine[c] = static_cast<Scalar>(at.sine * by.cosine + at.cosine * by.sine);
+        cosine[c] = static_cast<Scalar>(at.cosine * by.cosine - at.sine * by.sine);
+      }
+    }
+  }
+
+  void know(std::size_t step) {
+    if (known_[step]) return;
+    known_[step] = true;
+    for (std::size_t f = 0; f < frequencies_.size(); ++f)
+      steps_[f * anchor + step] = pair(static_cast<double>(step), f);
+  }
+
+  std::span<const double> frequencies_;
+  double divisor_;
+  std::vector<Pair> steps_;  // (frequencies, 32), where known
+  std::array<bool, anchor> known_{};
+};
+
+}  // namespace detail
+}  // namespace posbias

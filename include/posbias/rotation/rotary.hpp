@@ -94,13 +94,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    for (const Side& side : sides("mod_qkv", q, k, v, at)) {
-      at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
-        for_each_head(side, index, [](Index, std::span<const Scalar> row, Scalar* head, PairStrides strides) {
-          rotate<+1>(row, head, strides);
-        });
-      });
-    }
+    turn<+1>("mod_qkv", q, k, v, at);
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
@@ -109,18 +103,26 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
             TensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    const std::vector<Side> grad_sides = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
-    this->check_gradients("mod_qkv_backward", grads);
-    const auto same_shape = [](std::string_view argument, const auto& grad, const auto& value) {
-      if (!std::ranges::equal(detail::shape_of(grad), detail::shape_of(value)))
-        detail::fail<ShapeError>(name, "::mod_qkv_backward: grad_", argument, " has shape ", detail::shape_of(grad),
-                                 "; ", argument, " has ", detail::shape_of(value));
-    };
-    same_shape("q", grad_q, q);
-    same_shape("k", grad_k, k);
-    same_shape("v", grad_v, v);
+    const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
     const detail::TensorView<const Scalar, 3> values[] = {detail::view<3>(q), detail::view<3>(k)};
     for (std::size_t i = 0; i < grad_sides.size(); ++i) backward(grad_sides[i], values[i], at.executor, grads);
+  }
+
+  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
+  void check_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    (void)sides("mod_qkv", q, k, v, at);
+  }
+  template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK, HeadsTensor GV, TensorOf<Scalar, 3> Q,
+            TensorOf<Scalar, 3> K, HeadsTensor V>
+  void check_mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
+                              const PairPositions& at, const Gradients& grads) const {
+    (void)backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
+  }
+
+  /// Rotates back.
+  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
+  void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    turn<-1>("undo_mod_qkv", q, k, v, at);
   }
 
  private:
@@ -134,6 +136,17 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     detail::TensorView<Scalar, 3> view;
     TokenLocations locations;
   };
+
+  template <int Direction, class Q, class K, class V>
+  void turn(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
+    for (const Side& side : sides(hook, q, k, v, at)) {
+      at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
+        for_each_head(side, index, [](Index, std::span<const Scalar> row, Scalar* head, PairStrides strides) {
+          rotate<Direction>(row, head, strides);
+        });
+      });
+    }
+  }
 
   /// q and k, checked; only one of them if they are the same tensor.
   template <class Q, class K, class V>
@@ -151,6 +164,16 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     std::vector<Side> result;
     result.push_back({query, std::move(locations.q)});
     if (!same) result.push_back({key, std::move(locations.k)});
+    return result;
+  }
+
+  /// The gradients of q and k, checked with all else that the adjoint is given.
+  template <class GQ, class GK, class GV, class Q, class K, class V>
+  [[nodiscard]] std::vector<Side> backward_sides(GQ& grad_q, GK& grad_k, const GV& grad_v, const Q& q, const K& k,
+                                                 const V& v, const PairPositions& at, const Gradients& grads) const {
+    std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
+    this->check_gradients("mod_qkv_backward", grads);
+    detail::check_gradient_shapes(name, "mod_qkv_backward", grad_q, grad_k, grad_v, q, k, v);
     return result;
   }
 

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A bias that looks at the queries, content·r of the relative position, ready to add itself to tiles of logits.
+///
+///     logit(h, i, j) += scale · (q(i, h) + offset(h)) · r_h(pos_k(j) - pos_q(i))
+///
+/// The module projects every distinct relative position (see bias/relative_columns.hpp) to its r, of dim = NH·H
+/// features, once. A block of queries is multiplied by the strip of columns that its tile reads, and each row of the
+/// product is shifted to where its keys are:
+///
+///     columns     -2 -1  0  1  2  3              keys      0  1  2  3
+///     query 0      .  . [0  1  2  3]             query 0  [0  1  2  3]
+///     query 1      . [-1 0  1  2] .       ->     query 1  [-1 0  1  2]
+///     query 2     [-2 -1 0  1] .  .              query 2  [-2 -1 0  1]
+///
+/// Workspace: O(columns·dim) for the projections, O(keys) for a strip. Where relative positions do not repeat, each
+/// query projects its own.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "posbias/bias/mask_tiles.hpp"
+#include "posbias/bias/relative_columns.hpp"
+#include "posbias/kernel/product.hpp"
+
+namespace posbias {
+
+/// A bias of queries at given positions, ready to add itself to tiles of logits in any order and from any thread.
+/// Refers to the module and to q, which must outlive it. `Bias` supplies
+///   - `Index n_heads() const`, `Index head_dim() const`;
+///   - `Scalar scale() const`, `std::vector<Scalar> offsets() const`: (NH, H);
+///   - `void project(std::span<const double> relative, Scalar* r, Index stride) const`: (dim, relative.size()), rows
+///     `stride` apart, at key minus query positions;
+///   - `ProjectionSums`, a default-constructible type, and `void project_backward(relative, const double* grad_r,
+///     Index stride, ProjectionSums&) const`, the adjoint of `project`, in double;
+///   - `void finish(const ProjectionSums&, const std::vector<double>& grad_offsets, Gradients&) const`.
+template <class Bias>
+class PreparedQueryBias {
+ public:
+  using Scalar = typename Bias::Scalar;
+  using Gradients = typename Bias::Gradients;
+  static constexpr detail::TileWidth tile_width = detail::TileWidth::whole_rows;
+
+  /// What the gradients of tiles add up to, in double, and where those of the queries go.
+  struct Accumulator {
+    std::vector<double> projected;  // (dim, columns), rows padded
+    std::vector<double> offsets;    // (NH, H)
+    typename Bias::ProjectionSums sums;
+    detail::TensorView<Scalar, 3> grad_q;
+  };
+
+  PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, PairLocations at)
+      : bias_(&bias), q_(q), columns_(std::move(at)), offsets_(bias.offsets()) {
+    if (!columns_.numbered()) return;
+    stride_ = stride_of(columns_.relative());
+    projected_.resize(static_cast<std::size_t>(dim() * stride_));
+    bias_->project(columns_.relative(), projected_.data(), stride_);
+  }
+
+  /// Whether tiles of different heads may be accumulated at the same time.
+  [[nodiscard]] bool heads_are_independent() const { return columns_.numbered(); }
+
+  /// Adds the bias to a tile. Queries and keys without a position get none.
+  void add_to(const LogitTile<Scalar>& tile) const {
+    std::vector<Scalar> content, product;
+    for_each_block(tile, [&](const Block& block) {
+      for (Index h = 0; h < tile.heads; ++h) {
+        fill_content(tile, block, h, content);
+        for_each_strip(block, [&](Index begin, Index end) {
+          const Index width = detail::whole_lanes<Scalar>(end - begin);
+          product.assign(static_cast<std::size_t>(block.queries() * width), 0);
+          detail::add_product(block.queries(), width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
+                              block.r_of(tile.head + h, head_dim()) + begin, block.stride, product.data(), width);
+          for_each_piece(block, begin, end, [&](const detail::ColumnSlice& piece) {
+            const Scalar* values = product.data() + piece.query * width + piece.column;
+            Logits(tile.row(h, block.first_query() + piece.query) + piece.key * tile.key_stride, piece.count,
+                   Eigen::InnerStride<>(tile.key_stride)) +=
+                Eigen::Map<const Eigen::ArrayX<Scalar>>(values, piece.count);
+          });
+        });
+      }
+    });
+  }
+
+  /// grad_q (B, *, L1, NH, H) is where `accumulate` adds the gradient of the queries; keys have none.
+  template <HeadsTensor GQ, HeadsTensor GK>
+  [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& /*grad_k*/) const {
+    return {std::vector<double>(projected_.size()), std::vector<double>(static_cast<std::size_t>(dim())),
+            typename Bias::ProjectionSums(), detail::view<3>(grad_q)};
+  }
+
+  /// Adjoint of `add_to`: adds to the gradient of the tile's queries, and sums the rest up. Tiles that share a head
+  /// must come one after another; without columns, all tiles must.
+  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
+    std::vector<double> grad_r;
+    for_each_block(tile, [&](const Block& block) {
+      if (columns_.numbered()) {
+        accumulate(tile, block, to.projected.data(), to);
+      } else {
+        grad_r.assign(static_cast<std::size_t>(dim() * block.stride), 0);
+        accumulate(tile, block, grad_r.data(), to);
+        bias_->project_backward(block.relative, grad_r.data(), block.stride, to.sums);
+      }
+    });
+  }
+
+  /// Adds what was accumulated to the parameters' gradients.
+  void finish(Accumulator& from, Gradients& grads) const {
+    if (columns_.numbered()) bias_->project_backward(columns_.relative(), from.projected.data(), stride_, from.sums);
+    bias_->finish(from.sums, from.offsets, grads);
+  }
+
+ private:
+  using Logits = Eigen::Map<Eigen::ArrayX<Scalar>, Eigen::Unaligned, Eigen::InnerStride<>>;
+
+  /// Some queries of a tile, the slices of columns they read, and the columns' r.
+  struct Block {
+    std::span<const detail::ColumnSlice> slices;
+    std::span<const double> relative;
+    const Scalar* r;
+    Index stride;
+
+    [[nodiscard]] Index first_query() const { return slices.front().query; }
+    [[nodiscard]] Index queries() const { return slices.back().query + 1 - first_query(); }
+    [[nodiscard]] const Scalar* r_of(Index head, Index head_dim) const { return r + head * head_dim * stride; }
+  };
+
+  [[nodiscard]] Index head_dim() const { return bias_->head_dim(); }
+  [[nodiscard]] Index dim() const { return bias_->n_heads() * head_dim(); }
+
+  /// Products compute whole lanes from any column on.
+  [[nodiscard]] static Index stride_of(std::span<const double> relative) {
+    return detail::whole_lanes<Scalar>(static_cast<Index>(relative.size())) + detail::lanes<Scalar>;
+  }
+
+  template <class S, class Visit>
+  void for_each_block(const LogitTile<S>& tile, const Visit& visit) const {
+    constexpr Index most_queries = 16;
+    std::vector<detail::ColumnSlice> slices;
+    if (columns_.numbered()) {
+      const auto hand_out = [&] {
+        if (!slices.empty()) visit(Block{slices, columns_.relative(), projected_.data(), stride_});
+        slices.clear();
+      };
+      columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {
+        if (!slices.empty() && slice.query >= slices.front().query + most_queries) hand_out();
+        slices.push_back(slice);
+      });
+      hand_out();
+    } else {
+      std::vector<Scalar> r;
+      columns_.for_each_row(tile, [&](Index i, Index key, std::span<const double> relative) {
+        const Index stride = stride_of(relative);
+        r.assign(static_cast<std::size_t>(dim() * stride), 0);
+        bias_->project(relative, r.data(), stride);
+        const detail::ColumnSlice row{i, key, 0, static_cast<Index>(relative.size())};
+        visit(Block{std::span(&row, 1), relative, r.data(), stride});
+      });
+    }
+  }
+
+  /// Cuts the columns that a block reads into strips, and calls `visit(begin, end)` for each.
+  template <class Visit>
+  static void for_each_strip(const Block& block, const Visit& visit) {
+    constexpr Index most_columns = 1024;
+    Index begin = block.slices.front().column;
+    Index end = begin;
+    for (const detail::ColumnSlice& slice : block.slices) {
+      begin = std::min(begin, slice.column);
+      end = std::max(end, slice.column + slice.count);
+    }
+    for (; begin < end; begin += most_columns) visit(begin, std::min(begin + most_columns, end));
+  }
+
+  /// Calls `visit` for the parts of slices within a strip; queries are counted from the block's first, columns from the
+  /// strip's.
+  template <class Visit>
+  static void for_each_piece(const Block& block, Index begin, Index end, const Visit& visit) {
+    for (const detail::ColumnSlice& slice : block.slices) {
+      const Index first = std::max(slice.column, begin);
+      const Index last = std::min(slice.column + slice.count, end);
+      if (first < last)
+        visit(detail::ColumnSlice{slice.query - block.first_query(), slice.key + first - slice.column, first - begin,
+                                  last - first});
+    }
+  }
+
+  /// scale · (q + offset) of the block's queries, (queries, H).
+  template <class S>
+  void fill_content(const LogitTile<S>& tile, const Block& block, Index h, std::vector<Scalar>& content) const {
+    content.resize(static_cast<std::size_t>(block.queries() * head_dim()));
+    const Scalar scale = bias_->scale();
+    const Scalar* offset = offsets_.data() + (tile.head + h) * head_dim();
+    Scalar* to = content.data();
+    for (Index i = 0; i < block.queries(); ++i) {
+      const Scalar* query = q_.batch(tile.batch) + (tile.query + block.first_query() + i) * q_.strides[0] +
+                            (tile.head + h) * q_.strides[1];
+      for (Index d = 0; d < head_dim(); ++d) *to++ = scale * (query[d * q_.strides[2]] + offset[d]);
+    }
+  }
+
+  void accumulate(const LogitTile<const Scalar>& tile, const Block& block, double* grad_r, Accumulator& to) const {
+    const Index lanes = detail::whole_lanes<double>(block.queries());
+    std::vector<Scalar> content;
+    std::vector<double> grad_content, by_query, by_column;
+    for (Index h = 0; h < tile.heads; ++h) {
+      fill_content(tile, block, h, content);
+      grad_content.assign(static_cast<std::size_t>(head_dim() * lanes), 0);
+      for_each_strip(block, [&](Index begin, Index end) {
+        const Index width = detail::whole_lanes<double>(end - begin);
+        by_query.assign(static_cast<std::size_t>(block.queries() * width), 0);
+        by_column.assign(static_cast<std::size_t>((end - begin) * lanes), 0);
+        for_each_piece(block, begin, end, [&](const detail::ColumnSlice& piece) {
+          const Scalar* logits = tile.row(h, block.first_query() + piece.query) + piece.key * tile.key_stride;
+          double* row = by_query.data() + piece.query * width + piece.column;
+          double* column = by_column.data() + piece.column * lanes + piece.query;
+          for (Index j = 0; j < piece.count; ++j) {
+            row[j] += static_cast<double>(logits[j * tile.key_stride]);
+            column[j * lanes] += static_cast<double>(logits[j * tile.key_stride]);
+          }
+        });
+        const Index head_row = (tile.head + h) * head_dim() * block.stride + begin;
+        // Of the content (H, queries): r (H, columns) times the strip's gradient (columns, queries).
+        detail::add_product(head_dim(), lanes, end - begin, detail::Factor<Scalar>{block.r + head_row, block.stride, 1},
+                            by_column.data(), lanes, grad_content.data(), lanes);
+        // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
+        detail::add_product(head_dim(), width, block.queries(), detail::Factor<Scalar>{content.data(), 1, head_dim()},
+                            by_query.data(), width, grad_r + head_row, block.stride);
+      });
+      add_to_queries(tile, block, h, grad_content, lanes, to);
+    }
+  }
+
+  void add_to_queries(const LogitTile<const Scalar>& tile, const Block& block, Index h,
+                      const std::vector<double>& grad_content, Index lanes, Accumulator& to) const {
+    const auto scale = static_cast<double>(bias_->scale());
+    double* offset = to.offsets.data() + (tile.head + h) * head_dim();
+    for (Index i = 0; i < block.queries(); ++i) {
+      Scalar* query = to.grad_q.batch(tile.batch) + (tile.query + block.first_query() + i) * to.grad_q.strides[0] +
+                      (tile.head + h) * to.grad_q.strides[1];
+      for (Index d = 0; d < head_dim(); ++d) {
+        const double gradient = scale * grad_content[static_cast<std::size_t>(d * lanes + i)];
+        query[d * to.grad_q.strides[2]] += static_cast<Scalar>(gradient);
+        offset[d] += gradient;
+      }
+    }
+  }
+
+  const Bias* bias_;
+  detail::TensorView<const Scalar, 3> q_;
+  detail::RelativeColumns columns_;
+  std::vector<Scalar> offsets_;    // (NH, H)
+  std::vector<Scalar> projected_;  // (dim, columns), rows padded
+  Index stride_ = 0;               // from row to row of it
+};
+
+}  // namespace posbias

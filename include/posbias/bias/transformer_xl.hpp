@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Transformer-XL's relative position encoding (Dai et al., 2019, arXiv 1901.02860).
+///
+///     score(h, i, j) = ( (q + u_h)·k  +  (q + v_h)·r_h ) / sqrt(H)        r = W·sinusoid((pos_q - pos_k) / divide) + b
+///
+/// u = bias_r_w, v = bias_r_r, W and b = embed_lin. `mod_qkv` adds u to q, so that scale·q·kᵀ is the first term;
+/// `mod_mask` finds q + v from q + u and adds the second, already scaled: softmax(scale·q·kᵀ + mask) is the paper's.
+/// The paper has no b (`linear_bias = false`), and its code orders sinusoids in halves (`SinusoidLayout::half`).
+///
+/// `XLForm::bio_attention` is what bio-attention computes, for checkpoints trained with it: `mod_mask` adds
+/// (q + u)·r with the q it is given, not scaled and without v.
+///
+/// Shapes: q (B, *, L1, NH, H) with NH·H = dim, k (B, *, L2, NHk, H), mask (B, *, NH, L1, L2). Cost: 1/2 (L1+L2)·dim²
+/// multiplications for the projections r of L1+L2-1 relative positions, because sines are odd and cosines even, once
+/// for a batch that shares its positions; then about as many as q·kᵀ. Workspace O((L1+L2)·dim). Reals that do not
+/// repeat cost dim² a pair.
+/// Accuracy: sines and cosines are rounded once from double; sums of dim, then of H products, run in `Scalar`.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "posbias/bias/mask_tiles.hpp"
+#include "posbias/bias/prepared_query_bias.hpp"
+#include "posbias/core/module.hpp"
+#include "posbias/kernel/divide.hpp"
+#include "posbias/kernel/frequencies.hpp"
+
+namespace posbias {
+
+/// Which formula `TransformerXL` follows.
+enum class XLForm {
+  paper,          ///< (q + v)·r / sqrt(H), with q + u in the place of q
+  bio_attention,  ///< (q + u)·r, with the q it is given, as bio-attention's XL
+};
+
+/// Options of `TransformerXL`.
+struct TransformerXLOptions {
+  Index dim = 0;                                        ///< features of all heads, NH·H; required, even
+  Index n_heads = 0;                                    ///< heads, NH; required, divides dim
+  XLForm form = XLForm::paper;                          ///< which formula
+  SinusoidLayout layout = SinusoidLayout::interleaved;  ///< order of sines and cosines
+  bool linear_bias = true;                              ///< the projection of sinusoids has a bias
+  double divide = 1;                                    ///< differences of positions are divided by this; > 0
+  bool learned_div = false;                             ///< learn the divisor, from `divide` on; at least 1e-8
+};
+
+/// What Transformer-XL learns.
+template <class Scalar>
+struct TransformerXLParameters {
+  Divide<Scalar> divide;
+  ParameterTensor<Scalar, 2> bias_r_w{};             // u: (NH, H)
+  ParameterTensor<Scalar, 2> bias_r_r{};             // v: (NH, H)
+  ParameterTensor<Scalar, 2> weight{};               // (dim, dim)
+  std::optional<ParameterTensor<Scalar, 1>> bias{};  // (dim)
+
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor& visitor) {
+    Divide<Scalar>::visit(self.divide, visitor);
+    visitor("bias_r_w", self.bias_r_w);
+    visitor("bias_r_r", self.bias_r_r);
+    visitor("embed_lin.weight", self.weight);
+    if (self.bias) visitor("embed_lin.bias", *self.bias);
+  }
+};
+
+/// Adds a bias to queries (hook `mod_qkv`), and a score of query and relative position to logits (hook `mod_mask`).
+/// Parameters: "div" () if learned_div; "bias_r_w" and "bias_r_r" (NH, H), starting uniform in ±1/sqrt(H);
+/// "embed_lin.weight" (dim, dim) and, if linear_bias, "embed_lin.bias" (dim), uniform in ±1/sqrt(dim).
+template <class Scalar_>
+class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParameters<Scalar_>> {
+  using Base = Module<TransformerXL, TransformerXLParameters<Scalar_>>;
+
+ public:
+  using Scalar = Scalar_;
+  using Options = TransformerXLOptions;
+  using typename Base::Gradients;
+  using Prepared = PreparedQueryBias<TransformerXL>;
+  static constexpr std::string_view name = "TransformerXL";
+
+  /// Throws OptionError.
+  explicit TransformerXL(const Options& options, std::uint64_t seed = 0)
+      : Base({.divide = Divide<Scalar>(name, options.divide, options.learned_div)}), options_(options) {
+    if (options.dim < 2 || options.dim % 2 != 0)
+      detail::fail<OptionError>(name, ": dim = ", options.dim, "; it is required, and must be even and positive");
+    if (options.n_heads < 1)
+      detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it is required, and must be positive");
+    if (options.dim % options.n_heads != 0)
+      detail::fail<OptionError>(name, ": dim = ", options.dim,
+                                "; it must be a multiple of n_heads = ", options.n_heads);
+    frequencies_ = detail::inverse_frequencies(options.dim / 2, options.dim, 10000);
+
+    detail::Random random(seed);
+    const auto start = [&](auto& parameter, Index inputs) {
+      detail::fill_uniform(parameter, 1 / std::sqrt(static_cast<double>(inputs)), random);
+    };
+    auto& parameters = this->parameters_;
+    parameters.weight.resize(options.dim, options.dim);
+    start(parameters.weight, options.dim);
+    if (options.linear_bias) start(parameters.bias.emplace(options.dim), options.dim);
+    for (auto* bias : {&parameters.bias_r_w, &parameters.bias_r_r}) {
+      bias->resize(options.n_heads, head_dim());
+      start(*bias, head_dim());
+    }
+  }
+
+  [[nodiscard]] const Options& options() const { return options_; }
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
+  [[nodiscard]] Index head_dim() const { return options_.dim / options_.n_heads; }
+
+  /// q += u. Throws ShapeError.
+  template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    check_mod_qkv(q, k, v, at);
+    add_to_queries(detail::view<3>(q), +1, at.executor);
+  }
+
+  /// Adjoint of `mod_qkv`: gradients pass through, u's is the sum of the queries'. Throws ShapeError.
+  template <TensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  void mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
+                        const PairPositions& at, Gradients& grads) const {
+    check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
+    const auto gradient = detail::view<3>(grad_q);
+    std::vector<double> sums(static_cast<std::size_t>(options_.dim));
+    for_each_query(gradient, [&](const Scalar* query) {
+      for_each_feature([&](Index h, Index d, std::size_t i) {
+        sums[i] += static_cast<double>(query[h * gradient.strides[1] + d * gradient.strides[2]]);
+      });
+    });
+    add_to_bias(grads.bias_r_w, sums, +1);
+  }
+
+  /// Takes u from q again.
+  template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    check_mod_qkv(q, k, v, at);
+    add_to_queries(detail::view<3>(q), -1, at.executor);
+  }
+
+  /// Adds the score of q, as `mod_qkv` left it, and the relative position. Queries and keys without a position get
+  /// none. Throws ShapeError, PositionError.
+  template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    const Prepared prepared(*this, detail::view<3>(q), checked("mod_mask", "mask", mask, q, k, v, at));
+    detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
+  }
+
+  /// Adjoint of `mod_mask`: grad_mask passes through, the queries' gradient is added to grad_q. Throws ShapeError,
+  /// PositionError.
+  template <TensorOf<Scalar, 3> M, WritableTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV,
+            TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
+                         const PairPositions& at, Gradients& grads) const {
+    const Prepared prepared(*this, detail::view<3>(q),
+                            checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads));
+    auto sums = prepared.accumulator(grad_q, grad_k);
+    detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
+    prepared.finish(sums, grads);
+  }
+
+  /// The bias of the logits of q and k, ready for tiles. Refers to this module and to q, and owns all else. Throws
+  /// ShapeError, PositionError.
+  template <TensorOf<Scalar, 3> Q, HeadsTensor K>
+  [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
+    const detail::AttentionShape shape = check_queries("prepare", q, k, k);
+    return Prepared(*this, detail::view<3>(q),
+                    PairLocations(name, "prepare", at, shape.leading, shape.queries, shape.keys));
+  }
+  template <HeadsTensor Q, HeadsTensor K>
+  Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
+
+  template <class Q, class K, class V>
+  void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& = {}) const {
+    check_queries("mod_qkv", q, k, v);
+    if (q.size() > 0 && (same_memory(q, k) || same_memory(q, v)))
+      detail::fail<ShapeError>(name, "::mod_qkv: q is the same memory as ", same_memory(q, k) ? "k" : "v",
+                               "; only q is to change");
+  }
+  template <class GQ, class GK, class GV, class Q, class K, class V>
+  void check_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
+                              const PairPositions&, const Gradients& grads) const {
+    constexpr std::string_view hook = "mod_qkv_backward";
+    check_queries(hook, q, k, v);
+    detail::check_gradient_shapes(name, hook, grad_q, grad_k, grad_v, q, k, v);
+    this->check_gradients(hook, grads);
+  }
+  template <class M, class Q, class K, class V>
+  void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    (void)checked("mod_mask", "mask", mask, q, k, v, at);
+  }
+  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
+  void check_mod_mask_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
+                               const K& k, const V& v, const PairPositions& at, const Gradients& grads) const {
+    (void)checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
+  }
+
+  /// What r is multiplied by is scale · (q + offset), with the q that `mod_mask` is given.
+  [[nodiscard]] Scalar scale() const {
+    if (options_.form == XLForm::bio_attention) return 1;
+    return static_cast<Scalar>(1 / std::sqrt(static_cast<double>(head_dim())));
+  }
+
+  /// v - u, because q has u in it; u in bio-attention's form. (NH, H)
+  [[nodiscard]] std::vector<Scalar> offsets() const {
+    std::vector<Scalar> result(static_cast<std::size_t>(options_.dim));
+    const auto& u = this->parameters_.bias_r_w;
+    const auto& v = this->parameters_.bias_r_r;
+    const bool paper = options_.form == XLForm::paper;
+    for_each_feature([&](Index h, Index d, std::size_t i) { result[i] = paper ? v(h, d) - u(h, d) : u(h, d); });
+    return result;
+  }
+
+  /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of the
+  /// absolute value give both signs: r(±y) = (W·cosines + b) ± W·sines.
+  void project(std::span<const double> relative, Scalar* r, Index stride) const {
+    const Index dim = options_.dim;
+    detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
+    std::vector<Scalar> odd, even;
+    for_each_distance_block(relative, [&](const DistanceBlock& block) {
+      const auto sinusoids = maker.template make<Scalar>(block.distances);
+      const Index columns = sinusoids.stride;
+      odd.assign(static_cast<std::size_t>(dim * columns), 0);
+      even.assign(odd.size(), 0);
+      for (Index o = 0; this->parameters_.bias && o < dim; ++o)
+        std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(o));
+      detail::add_product(dim, columns, dim / 2, sine_weights(), sinusoids.sines.data(), columns, odd.data(), columns);
+      detail::add_product(dim, columns, dim / 2, cosine_weights(), sinusoids.cosines.data(), columns, even.data(),
+                          columns);
+      for (Index o = 0; o < dim; ++o) {
+        const Scalar* plus = even.data() + o * columns;
+        const Scalar* minus = odd.data() + o * columns;
+        Scalar* to = r + o * stride;
+        for (const Mirror& run : block.runs)
+          for (Index i = 0; i < run.count; ++i)
+            to[run.column + run.step * i] =
+                plus[run.distance + i] - static_cast<Scalar>(run.step) * minus[run.distance + i];
+      }
+    });
+  }
+
+  /// Gradients of what `project` reads, in double.
+  struct ProjectionSums {
+    std::vector<double> sine_weights, cosine_weights;  // (dim, frequencies), rows padded
+    std::vector<double> bias;                          // (dim)
+    double scaled = 0;                                 // gradient times angle, for the divisor
+  };
+
+  /// Adjoint of `project`.
+  void project_backward(std::span<const double> relative, const double* grad_r, Index stride,
+                        ProjectionSums& sums) const {
+    const Index dim = options_.dim;
+    const Index frequencies = detail::whole_lanes<double>(dim / 2);
+    sums.sine_weights.resize(static_cast<std::size_t>(dim * frequencies));
+    sums.cosine_weights.resize(sums.sine_weights.size());
+    sums.bias.resize(static_cast<std::size_t>(dim));
+    detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
+    std::vector<double> odd, even;
+    for_each_distance_block(relative, [&](const DistanceBlock& block) {
+      const auto sinusoids = maker.template make<double>(block.distances);
+      const Index columns = sinusoids.stride;
+      odd.assign(static_cast<std::size_t>(dim * columns), 0);
+      even.assign(odd.size(), 0);
+      for (Index o = 0; o < dim; ++o)
+        for (const Mirror& run : block.runs)
+          for (Index i = 0; i < run.count; ++i) {
+            const double gradient = grad_r[o * stride + run.column + run.step * i];
+            const auto at = static_cast<std::size_t>(o * columns + run.distance + i);
+            even[at] += gradient;
+            odd[at] -= static_cast<double>(run.step) * gradient;
+            sums.bias[static_cast<std::size_t>(o)] += gradient;
+          }
+      const auto add_weights = [&](const std::vector<double>& gradient, const std::vector<double>& sinusoid,
+                                   std::vector<double>& to) {
+        std::vector<double> by_distance(static_cast<std::size_t>(columns * frequencies));
+        for (Index f = 0; f < dim / 2; ++f)
+          for (Index c = 0; c < columns; ++c)
+            by_distance[static_cast<std::size_t>(c * frequencies + f)] =
+                sinusoid[static_cast<std::size_t>(f * columns + c)];
+        detail::add_product(dim, frequencies, columns, detail::Factor<double>{gradient.data(), columns, 1},
+                            by_distance.data(), frequencies, to.data(), frequencies);
+      };
+      add_weights(odd, sinusoids.sines, sums.sine_weights);
+      add_weights(even, sinusoids.cosines, sums.cosine_weights);
+      if (this->parameters_.divide.learned())
+        sums.scaled += angle_gradient(maker, block.distances, odd, even, sinusoids);
+    });
+  }
+
+  /// Adds what was summed up, and the gradient of the offsets (NH, H), to `grads`.
+  void finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets, Gradients& grads) const {
+    if (!sums.bias.empty()) {
+      const Index frequencies = detail::whole_lanes<double>(options_.dim / 2);
+      for (Index o = 0; o < options_.dim; ++o)
+        for (Index f = 0; f < options_.dim / 2; ++f) {
+          const auto from = static_cast<std::size_t>(o * frequencies + f);
+          grads.weight(o, f * pair_step()) += static_cast<Scalar>(sums.sine_weights[from]);
+          grads.weight(o, f * pair_step() + cosine()) += static_cast<Scalar>(sums.cosine_weights[from]);
+        }
+      for (Index o = 0; grads.bias && o < options_.dim; ++o)
+        (*grads.bias)(o) += static_cast<Scalar>(sums.bias[static_cast<std::size_t>(o)]);
+      this->parameters_.divide.backward(sums.scaled, grads.divide);
+    }
+    const bool paper = options_.form == XLForm::paper;
+    add_to_bias(grads.bias_r_w, grad_offsets, paper ? -1 : 1);
+    if (paper) add_to_bias(grads.bias_r_r, grad_offsets, +1);
+  }
+
+ private:
+  /// Columns column, column + step, ... of relative positions at distances `distance`, `distance` + 1, ... of a block;
+  /// step is the sign of the relative position.
+  struct Mirror {
+    Index distance, column, count, step;
+  };
+
+  /// Some distinct absolute values of relative positions, ascending, and where both of their signs are.
+  struct DistanceBlock {
+    std::span<const double> distances;
+    std::span<const Mirror> runs;
+  };
+
+  /// `relative` need not be sorted, and may repeat.
+  template <class Visit>
+  static void for_each_distance_block(std::span<const double> relative, const Visit& visit) {
+    constexpr std::size_t most = 128;
+    std::vector<std::pair<double, Index>> order(relative.size());  // distance, column
+    for (std::size_t c = 0; c < order.size(); ++c) order[c] = {std::abs(relative[c]), static_cast<Index>(c)};
+    std::sort(order.begin(), order.end());
+    std::vector<double> distances;
+    std::vector<Mirror> runs;
+    const auto hand_out = [&] {
+      visit(DistanceBlock{distances, runs});
+      distances.clear();
+      runs.clear();
+    };
+    for (const auto& [distance, column] : order) {
+      const bool is_new = distances.empty() || distances.back() != distance;
+      if (is_new && distances.size() == most) hand_out();
+      if (is_new) distances.push_back(distance);
+      const auto at = static_cast<Index>(distances.size()) - 1;
+      const Index step = relative[static_cast<std::size_t>(column)] < 0 ? -1 : 1;
+      const auto continues = [&, at = at, column = column](const Mirror& run) {
+        return run.step == step && run.distance + run.count == at && run.column + step * run.count == column;
+      };
+      // One of the last two runs: both signs of a distance come one after the other.
+      const auto last =
+          std::find_if(runs.rbegin(), runs.rbegin() + std::min<std::ptrdiff_t>(2, std::ssize(runs)), continues);
+      if (last != runs.rend() && continues(*last))
+        ++last->count;
+      else
+        runs.push_back({at, column, 1, step});
+    }
+    if (!distances.empty()) hand_out();
+  }
+
+  [[nodiscard]] double angle_gradient(const detail::SinusoidMaker& maker, std::span<const double> distances,
+                                      const std::vector<double>& odd, const std::vector<double>& even,
+                                      const detail::SinusoidColumns<double>& sinusoids) const {
+    const Index columns = sinusoids.stride;
+    std::vector<double> grad_sines(sinusoids.sines.size()), grad_cosines(grad_sines.size());
+    const auto transposed = [](const detail::Factor<Scalar>& a) {
+      return detail::Factor<Scalar>{a.data, a.column_stride, a.row_stride};
+    };
+    detail::add_product(options_.dim / 2, columns, options_.dim, transposed(sine_weights()), odd.data(), columns,
+                        grad_sines.data(), columns);
+    detail::add_product(options_.dim / 2, columns, options_.dim, transposed(cosine_weights()), even.data(), columns,
+                        grad_cosines.data(), columns);
+    double sum = 0;
+    for (std::size_t f = 0; f < frequencies_.size(); ++f)
+      for (std::size_t c = 0; c < distances.size(); ++c) {
+        const std::size_t at = f * static_cast<std::size_t>(columns) + c;
+        sum += (grad_sines[at] * sinusoids.cosines[at] - grad_cosines[at] * sinusoids.sines[at]) *
+               maker.angle(distances[c], f);
+      }
+    return sum;
+  }
+
+  /// Of pair f of a sinusoid the sine stands at f·pair_step() and the cosine cosine() after it.
+  [[nodiscard]] Index pair_step() const { return options_.layout == SinusoidLayout::interleaved ? 2 : 1; }
+  [[nodiscard]] Index cosine() const { return options_.layout == SinusoidLayout::interleaved ? 1 : options_.dim / 2; }
+  [[nodiscard]] detail::Factor<Scalar> sine_weights() const {
+    return {this->parameters_.weight.data(), options_.dim, pair_step()};
+  }
+  [[nodiscard]] detail::Factor<Scalar> cosine_weights() const {
+    return {this->parameters_.weight.data() + cosine(), options_.dim, pair_step()};
+  }
+
+  /// Calls `visit(h, d, h·H + d)`.
+  template <class Visit>
+  void for_each_feature(const Visit& visit) const {
+    std::size_t i = 0;
+    for (Index h = 0; h < n_heads(); ++h)
+      for (Index d = 0; d < head_dim(); ++d) visit(h, d, i++);
+  }
+
+  template <class S, class Visit>
+  static void for_each_query(const detail::TensorView<S, 3>& q, const Visit& visit) {
+    for (Index n = 0; n < q.batches(); ++n)
+      for (Index i = 0; i < q.shape[0]; ++i) visit(q.batch(n) + i * q.strides[0]);
+  }
+
+  void add_to_queries(const detail::TensorView<Scalar, 3>& q, Scalar sign, const Executor& executor) const {
+    const auto& u = this->parameters_.bias_r_w;
+    executor.parallel_for(q.batches(), [&](Index n) {
+      for (Index i = 0; i < q.shape[0]; ++i) {
+        Scalar* query = q.batch(n) + i * q.strides[0];
+        for_each_feature(
+            [&](Index h, Index d, std::size_t) { query[h * q.strides[1] + d * q.strides[2]] += sign * u(h, d); });
+      }
+    });
+  }
+
+  void add_to_bias(ParameterTensor<Scalar, 2>& gradient, const std::vector<double>& sums, double sign) const {
+    for_each_feature([&](Index h, Index d, std::size_t i) { gradient(h, d) += static_cast<Scalar>(sign * sums[i]); });
+  }
+
+  template <class A, class B>
+  static bool same_memory(const A& a, const B& b) {
+    return static_cast<const void*>(a.data()) == static_cast<const void*>(b.data());
+  }
+
+  template <class Q, class K, class V>
+  detail::AttentionShape check_queries(std::string_view hook, const Q& q, const K& k, const V& v) const {
+    const detail::AttentionShape shape = detail::attention_shape(name, hook, q, k, v);
+    detail::check_heads(name, hook, "q", shape.heads, n_heads());
+    const Index features = detail::view<3>(q).shape[2];
+    if (features != head_dim())
+      detail::fail<ShapeError>(name, "::", hook, ": q has ", features,
+                               " features per head; dim / n_heads = ", head_dim());
+    return shape;
+  }
+
+  template <class M, class Q, class K, class V>
+  [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument, const M& mask, const Q& q,
+                                      const K& k, const V& v, const PairPositions& at) const {
+    const detail::AttentionShape shape = check_queries(hook, q, k, v);
+    detail::check_mask_fits(name, hook, argument, mask, q, k, v);
+    return PairLocations(name, hook, at, shape.leading, shape.queries, shape.keys);
+  }
+
+  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
+  [[nodiscard]] PairLocations checked_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v,
+                                               const Q& q, const K& k, const V& v, const PairPositions& at,
+                                               const Gradients& grads) const {
+    PairLocations result = checked("mod_mask_backward", "grad_mask", grad_mask, q, k, v, at);
+    detail::check_gradient_shapes(name, "mod_mask_backward", grad_q, grad_k, grad_v, q, k, v);
+    this->check_gradients("mod_mask_backward", grads);
+    return result;
+  }
+
+  Options options_;
+  std::vector<double> frequencies_;
+};
+
+}  // namespace posbias

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Several modules as one: their hooks in turn, their adjoints in reverse.
+///
+///     Compose(Sinusoidal<S>({.dim = 64}), Rotary<S>({.head_dim = 16}), ALiBi<S>({.n_heads = 4}))
+///
+/// Parameters and gradients are named by the place of their module: "1.div", or "0.2.div" where modules are composed of
+/// modules.
+///
+/// The adjoint of a module's `mod_qkv` needs q, k and v as that module returned them, but the caller has those of the
+/// last one. So where several modules change them `mod_qkv_backward` takes copies, O(L·NH·H), and undoes one module
+/// after the other on its way back. All else works in place.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <map>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "posbias/core/module.hpp"
+
+namespace posbias {
+
+template <class... Modules>
+class Compose;
+
+namespace detail {
+
+/// Calls `visit(i)` for i = 0 .. N-1, each a constant that can be a template argument.
+template <std::size_t N, class Visit>
+void for_each_constant(const Visit& visit) {
+  const auto call = [&]<std::size_t... I>(std::index_sequence<I...>) {
+    (visit(std::integral_constant<std::size_t, I>()), ...);
+  };
+  call(std::make_index_sequence<N>());
+}
+
+/// Calls `visitor` for the parameters of every element of a tuple, their names behind its place: "1.div".
+template <class Parts, class Visitor>
+void visit_parts(Parts& parts, Visitor& visitor) {
+  for_each_constant<std::tuple_size_v<Parts>>([&](auto i) {
+    const std::string prefix = std::to_string(i()) + '.';
+    for_each_parameter(std::get<i>(parts), [&](std::string_view name, auto& tensor) {
+      visitor(std::string_view(prefix + std::string(name)), tensor);
+    });
+  });
+}
+
+/// Tensors that every module's hook takes.
+template <class X, class... Modules>
+concept TokensOfAll = TokensTensor<X> && requires(const Modules&... m, X&& x, const TokenPositions& at) {
+  (m.mod_x(std::forward<X>(x), at), ...);
+};
+template <class Q, class K, class V, class... Modules>
+concept HeadsOfAll = requires(const Modules&... m, Q&& q, K&& k, V&& v, const PairPositions& at) {
+  (m.mod_qkv(std::forward<Q>(q), std::forward<K>(k), std::forward<V>(v), at), ...);
+};
+template <class M, class Q, class K, class V, class... Modules>
+concept LogitsOfAll = requires(const Modules&... m, M&& mask, const Q& q, const K& k, const V& v,
+                               const PairPositions& at) {
+  (m.mod_mask(std::forward<M>(mask), q, k, v, at), ...);
+};
+template <class Q, class K, class... Modules>
+concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, const PairPositions& at) {
+  (static_cast<void>(m.prepare(q, k, at)), ...);
+};
+
+/// Declared only: take what derives from `Module`, and pointers to member functions that are its own.
+template <class Derived, class Parameters>
+void of_module(const Module<Derived, Parameters>&);
+template <class Derived, class Parameters, class... Args>
+void of_module(void (Module<Derived, Parameters>::*)(Args...) const);
+
+template <class M>
+concept DerivesFromModule = requires(const M& m) {
+  of_module(m);
+};
+
+/// True if a module has no `mod_qkv` but the identity of `Module`, whose adjoint does not look at q, k and v.
+template <class M, class T = Eigen::Tensor<float, 3>&>
+inline constexpr bool leaves_qkv_alone = requires {
+  of_module(&M::template mod_qkv<T, T, T>);
+};
+template <class... Modules>
+inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<Modules> && ...);
+
+/// Copies of tensors, to write to. Tensors that are one memory have one copy: what is done to one shows in the other.
+class TensorCopies {
+ public:
+  /// A map of the tensor's copy, in its layout; valid as long as this object.
+  template <TensorLike T>
+  auto operator()(const T& tensor) {
+    using Scalar = typename Traits<T>::Scalar;
+    const std::size_t size = static_cast<std::size_t>(tensor.size()) * sizeof(Scalar);
+    std::vector<std::byte>& bytes = copies_[{tensor.data(), size}];
+    bytes.resize(size);
+    auto* values = reinterpret_cast<Scalar*>(bytes.data());
+    std::copy_n(tensor.data(), tensor.size(), values);
+    return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Traits<T>::layout>>(values, shape_of(tensor));
+  }
+
+ private:
+  std::map<std::pair<const void*, std::size_t>, std::vector<std::byte>> copies_;  // by memory: address and bytes
+};
+
+/// What several modules add to tiles of logits, one after another.
+template <class... Parts>
+class PreparedCompose {
+ public:
+  explicit PreparedCompose(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
+
+  void add_to(const auto& tile) const {
+    for_each_part([&](auto i) { std::get<i>(parts_).add_to(tile); });
+  }
+
+  [[nodiscard]] auto accumulator(auto&& grad_q, auto&& grad_k) const {
+    return std::apply([&](const auto&... part) { return std::make_tuple(part.accumulator(grad_q, grad_k)...); },
+                      parts_);
+  }
+
+  void accumulate(const auto& tile, auto& sums) const {
+    for_each_part([&](auto i) { std::get<i>(parts_).accumulate(tile, std::get<i>(sums)); });
+  }
+
+  void finish(auto& sums, auto& grads) const {
+    for_each_part([&](auto i) { std::get<i>(parts_).finish(std::get<i>(sums), std::get<i>(grads.parts)); });
+  }
+
+ private:
+  static void for_each_part(const auto& visit) { for_each_constant<sizeof...(Parts)>(visit); }
+
+  std::tuple<Parts...> parts_;
+};
+
+}  // namespace detail
+
+/// Modules one after another, of any class that is a `PositionalModule`. Those that derive from `Module` are checked
+/// before the first hook writes, and undone where the adjoints of those before them need it; so a module that changes
+/// q, k or v after another did must derive from `Module` and have `undo_mod_qkv`. `prepare` is there if every module
+/// has it.
+template <class... Modules>
+class Compose : public Module<Compose<Modules...>> {
+ public:
+  static constexpr std::string_view name = "Compose";
+
+  /// Those of the modules, in order.
+  struct Gradients {
+    std::tuple<typename Modules::Gradients...> parts;
+
+    template <class Self, class Visitor>
+    static void visit(Self& self, Visitor& visitor) {
+      detail::visit_parts(self.parts, visitor);
+    }
+  };
+
+  explicit Compose(Modules... modules) : modules_(std::move(modules)...) {}
+
+  /// The module at place I, counted from 0.
+  template <std::size_t I>
+  [[nodiscard]] auto& get() {
+    return std::get<I>(modules_);
+  }
+  template <std::size_t I>
+  [[nodiscard]] const auto& get() const {
+    return std::get<I>(modules_);
+  }
+
+  /// All hooks throw what the modules' throw.
+  template <detail::TokensOfAll<Modules...> X>
+  void mod_x(X&& x, const TokenPositions& at = {}) const {
+    check_mod_x(x, at);
+    for_each([&](auto i) { get<i>().mod_x(x, at); });
+  }
+
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  requires detail::HeadsOfAll<Q, K, V, Modules...>
+  void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    check_mod_qkv(q, k, v, at);
+    for_each([&](auto i) { get<i>().mod_qkv(q, k, v, at); });
+  }
+
+  /// Every module sees q, k, v as the last one's `mod_qkv` left them.
+  template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  requires detail::LogitsOfAll<M, Q, K, V, Modules...>
+  void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    check_mod_mask(mask, q, k, v, at);
+    for_each([&](auto i) { get<i>().mod_mask(mask, q, k, v, at); });
+  }
+
+  /// Adjoints, in reverse order.
+  template <TokensTensor G>
+  void mod_x_backward(G&& grad_x, const TokenPositions& at, Gradients& grads) const {
+    check_mod_x_backward(grad_x, at, grads);
+    for_each_backwards([&](auto i) { get<i>().mod_x_backward(grad_x, at, std::get<i>(grads.parts)); });
+  }
+
+  /// q, k, v are those that the last module returned.
+  template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
+                        const PairPositions& at, Gradients& grads) const {
+    check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
+    const auto adjoint = [&](auto i, const auto& q_i, const auto& k_i, const auto& v_i) {
+      get<i>().mod_qkv_backward(grad_q, grad_k, grad_v, q_i, k_i, v_i, at, std::get<i>(grads.parts));
+    };
+    if constexpr (changing(sizeof...(Modules)) < 2) {
+      for_each_backwards([&](auto i) { adjoint(i, q, k, v); });
+    } else {
+      detail::TensorCopies copy;
+      auto q_i = copy(q);
+      auto k_i = copy(k);
+      auto v_i = copy(v);
+      check_mod_qkv(q_i, k_i, v_i, at);  // what can be modified can be undone
+      for_each_backwards([&](auto i) {
+        adjoint(i, q_i, k_i, v_i);
+        if constexpr (changing(i) > 0) undo<i>(q_i, k_i, v_i, at);
+      });
+    }
+  }
+
+  template <LogitsTensor GM, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
+            HeadsTensor V>
+  void mod_mask_backward(GM&& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
+                         const PairPositions& at, Gradients& grads) const {
+    check_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
+    for_each_backwards([&](auto i) {
+      get<i>().mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, std::get<i>(grads.parts));
+    });
+  }
+
+  /// What all modules add to logits, given q and k as `mod_qkv` left them, ready for tiles. Refers to the modules.
+  /// Throws what their `prepare` throws.
+  template <HeadsTensor Q, HeadsTensor K>
+  requires detail::PreparedByAll<Q, K, Modules...>
+  [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
+    return detail::PreparedCompose(
+        std::apply([&](const auto&... module) { return std::make_tuple(module.prepare(q, k, at)...); }, modules_));
+  }
+  template <HeadsTensor Q, HeadsTensor K>
+  void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
+
+  /// The checks of all modules.
+  void check_mod_x(auto&& x, const TokenPositions& at = {}) const {
+    for_each_derived([&](auto i) { get<i>().check_mod_x(x, at); });
+  }
+  void check_mod_qkv(auto&& q, auto&& k, auto&& v, const PairPositions& at = {}) const {
+    for_each_derived([&](auto i) { get<i>().check_mod_qkv(q, k, v, at); });
+  }
+  void check_mod_mask(auto&& mask, const auto& q, const auto& k, const auto& v, const PairPositions& at = {}) const {
+    for_each_derived([&](auto i) { get<i>().check_mod_mask(mask, q, k, v, at); });
+  }
+  void check_mod_x_backward(auto&& grad_x, const TokenPositions& at, const Gradients& grads) const {
+    for_each_derived([&](auto i) { get<i>().check_mod_x_backward(grad_x, at, std::get<i>(grads.parts)); });
+  }
+  void check_mod_qkv_backward(auto&& grad_q, auto&& grad_k, auto&& grad_v, const auto& q, const auto& k, const auto& v,
+                              const PairPositions& at, const Gradients& grads) const {
+    for_each_derived([&](auto i) {
+      get<i>().check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, std::get<i>(grads.parts));
+    });
+  }
+  void check_mod_mask_backward(auto&& grad_mask, auto&& grad_q, auto&& grad_k, auto&& grad_v, const auto& q,
+                               const auto& k, const auto& v, const PairPositions& at, const Gradients& grads) const {
+    for_each_derived([&](auto i) {
+      get<i>().check_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, std::get<i>(grads.parts));
+    });
+  }
+
+  /// Undoes what all modules did, the last one's first.
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    check_mod_qkv(q, k, v, at);
+    for_each_backwards([&](auto i) { undo<i>(q, k, v, at); });
+  }
+
+  /// Zeros for the adjoints of all modules to add to.
+  [[nodiscard]] Gradients zero_gradients() const {
+    return std::apply([](const auto&... module) { return Gradients{{module.zero_gradients()...}}; }, modules_);
+  }
+
+  /// Use `for_each_parameter(compose, visitor)`.
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor& visitor) {
+    detail::visit_parts(self.modules_, visitor);
+  }
+
+ private:
+  /// How many of the first `count` modules may change q, k or v.
+  static constexpr auto changing(std::size_t count) {
+    constexpr std::array<bool, sizeof...(Modules)> alone{detail::leaves_qkv_alone<Modules>...};
+    return std::count(alone.begin(), alone.begin() + count, false);
+  }
+
+  static constexpr bool derived(std::size_t place) {
+    return std::array<bool, sizeof...(Modules)>{detail::DerivesFromModule<Modules>...}[place];
+  }
+
+  template <std::size_t I>
+  void undo(auto& q, auto& k, auto& v, const PairPositions& at) const {
+    if constexpr (derived(I)) get<I>().undo_mod_qkv(q, k, v, at);
+  }
+
+  static void for_each(const auto& visit) { detail::for_each_constant<sizeof...(Modules)>(visit); }
+
+  /// The modules that have checks.
+  static void for_each_derived(const auto& visit) {
+    for_each([&](auto i) {
+      if constexpr (derived(i)) visit(i);
+    });
+  }
+
+  static void for_each_backwards(const auto& visit) {
+    constexpr std::size_t count = sizeof...(Modules);
+    detail::for_each_constant<count>([&](auto i) { visit(std::integral_constant<std::size_t, count - 1 - i>()); });
+  }
+
+  std::tuple<Modules...> modules_;
+};
+
+}  // namespace posbias
