@@ -8,7 +8,9 @@
 ///
 /// All schemes start from the same weights, see the same batches and have the same budget. Bits per character are
 /// the mean of -log2 p(character | those before it in its window) over every position of the test windows; all
-/// lengths are tested on the same characters. The numbers depend on the seed, not on the number of threads.
+/// lengths are tested on the same characters. A scheme that has no positions for the characters of a window, as a
+/// learned table beyond its last row, has no number there. The numbers depend on the seed, not on the number of
+/// threads.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -48,6 +50,23 @@ auto sinusoidal(const Experiment& experiment) {
   return posbias::Sinusoidal<float>({.dim = experiment.shape.width()});
 }
 
+/// What has a row or a bucket of its own ends where the training windows do: beyond, it would keep its random start.
+constexpr const char* note =
+    "Note: LearnedVocab's max_seq_len and RelativePositionBias' max_distance (128 by default) are the training\n"
+    "      length, so that every row and every bucket is trained. LearnedContinuous and DynamicPositionBias divide\n"
+    "      positions by it.\n";
+
+auto learned_vocab(const Experiment& experiment) {
+  return posbias::LearnedVocab<float>({.dim = experiment.shape.width(), .max_seq_len = experiment.budget.length});
+}
+
+auto learned_continuous(const Experiment& experiment) {
+  return posbias::LearnedContinuous<float>({.dim = experiment.shape.width(),
+                                            .depth = 2,
+                                            .norm = true,
+                                            .divide = static_cast<double>(experiment.budget.length)});
+}
+
 auto rotary(const Experiment& experiment) {
   return posbias::Rotary<float>({.head_dim = experiment.shape.head_width});
 }
@@ -55,11 +74,6 @@ auto rotary(const Experiment& experiment) {
 auto alibi(const Experiment& experiment) {
   return posbias::ALiBi<float>({.n_heads = experiment.shape.heads});
 }
-
-/// The buckets end where the training windows do: a bucket for longer distances would keep its random start.
-constexpr const char* note =
-    "Note: RelativePositionBias has max_distance = the training length (its default is 128), so that every bucket\n"
-    "      is trained.\n";
 
 auto relative_position_bias(const Experiment& experiment) {
   constexpr Index buckets = 32;
@@ -69,13 +83,29 @@ auto relative_position_bias(const Experiment& experiment) {
                                                .n_heads = experiment.shape.heads});
 }
 
+auto dynamic_position_bias(const Experiment& experiment) {
+  return posbias::DynamicPositionBias<float>({.dim = 32,
+                                              .n_heads = experiment.shape.heads,
+                                              .depth = 2,
+                                              .divide = static_cast<double>(experiment.budget.length)});
+}
+
+auto transformer_xl(const Experiment& experiment) {
+  return posbias::TransformerXL<float>(
+      {.dim = experiment.shape.width(), .n_heads = experiment.shape.heads, .linear_bias = false});
+}
+
 std::vector<Scheme> all_schemes() {
   return {
       scheme("none", [](const Experiment&) { return posbias::Identity(); }),
       scheme("Sinusoidal", sinusoidal),
+      scheme("LearnedVocab", learned_vocab),
+      scheme("LearnedContinuous", learned_continuous),
       scheme("Rotary", rotary),
       scheme("ALiBi", alibi),
       scheme("RelativePositionBias", relative_position_bias),
+      scheme("DynamicPositionBias", dynamic_position_bias),
+      scheme("TransformerXL", transformer_xl),
   };
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <posbias/posbias.hpp>
 #include <string>
 #include <utility>
@@ -34,7 +35,8 @@ struct Result {
   std::string scheme;
   Index parameters = 0;  ///< of the positional module
   double milliseconds_per_step = 0;
-  std::vector<double> bits_per_character;  ///< one per test length
+  /// One per test length; none where the scheme has no positions that far.
+  std::vector<std::optional<double>> bits_per_character;
 };
 
 /// Chooses what is tested: about 65536 characters, in stretches spread evenly over the held-out text.
@@ -75,9 +77,15 @@ Result measure(const std::string& scheme, Module module, const Experiment& exper
   const std::chrono::duration<double, std::milli> spent = Clock::now() - start;
   result.milliseconds_per_step = spent.count() / static_cast<double>(budget.steps);
 
-  for (const Index length : experiment.test_lengths)
-    result.bits_per_character.push_back(bits_per_character(model, experiment.corpus.held_out, experiment.stretches,
-                                                           experiment.stretch, length, budget.threads));
+  for (const Index length : experiment.test_lengths) {
+    auto& bits = result.bits_per_character.emplace_back();
+    try {
+      bits = bits_per_character(model, experiment.corpus.held_out, experiment.stretches, experiment.stretch, length,
+                                budget.threads);
+    } catch (const posbias::PositionError&) {
+      // The scheme has no positions that far, so there is nothing to report.
+    }
+  }
   return result;
 }
 

@@ -4,7 +4,10 @@
 #pragma once
 
 #include <cstdio>
+#include <iomanip>
+#include <optional>
 #include <ostream>
+#include <sstream>
 #include <string>
 
 #include "transformer/experiment.hpp"
@@ -36,7 +39,7 @@ inline void print_heading(const Experiment& experiment, const std::string& path,
               budget.steps, budget.batch, budget.length, static_cast<unsigned long long>(budget.seed));
   std::printf(
       "Test: %td held-out characters, the same at every length, in windows that are read independently;\n"
-      "      the mean over all positions of the windows.\n%s\n",
+      "      the mean over all positions of the windows; – where a scheme has no positions that far.\n%s\n",
       experiment.tested_characters(), note);
 
   std::printf("%-20s  %6s  %8s", "scheme", "params", "ms/step");
@@ -45,10 +48,18 @@ inline void print_heading(const Experiment& experiment, const std::string& path,
   std::fflush(stdout);
 }
 
+/// Right-aligned in a column; a dash, which is three bytes but one character, where there is no number.
+inline std::string table_cell(const std::optional<double>& bits, std::size_t width) {
+  if (!bits) return std::string(width - 1, ' ') + "–";
+  std::ostringstream cell;
+  cell << std::setw(static_cast<int>(width)) << std::fixed << std::setprecision(3) << *bits;
+  return cell.str();
+}
+
 inline void print_row(const Experiment& experiment, const Result& result) {
   std::printf("%-20s  %6td  %8.2f", result.scheme.c_str(), result.parameters, result.milliseconds_per_step);
   for (std::size_t i = 0; i < result.bits_per_character.size(); ++i)
-    std::printf("  %*.3f", static_cast<int>(column_title(experiment, i).size()), result.bits_per_character[i]);
+    std::printf("  %s", table_cell(result.bits_per_character[i], column_title(experiment, i).size()).c_str());
   std::printf("\n");
   std::fflush(stdout);
 }
@@ -59,9 +70,13 @@ inline void write_csv_heading(std::ostream& csv, const Experiment& experiment) {
   csv << std::endl;
 }
 
+/// The field of a length that the scheme has no positions for is empty.
 inline void write_csv_row(std::ostream& csv, const Result& result) {
   csv << result.scheme << ',' << result.parameters << ',' << result.milliseconds_per_step;
-  for (const double bits : result.bits_per_character) csv << ',' << bits;
+  for (const auto& bits : result.bits_per_character) {
+    csv << ',';
+    if (bits) csv << *bits;
+  }
   csv << std::endl;
 }
 

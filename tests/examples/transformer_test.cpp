@@ -7,7 +7,9 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <optional>
 #include <posbias/posbias.hpp>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,6 +18,7 @@
 #include "support/catch.hpp"
 #include "transformer/corpus.hpp"
 #include "transformer/experiment.hpp"
+#include "transformer/report.hpp"
 #include "transformer/training.hpp"
 #include "transformer/transformer.hpp"
 
@@ -151,6 +154,10 @@ TEST_CASE("transformer: gradients with Sinusoidal", "[transformer]") {
   check_gradients(posbias::Sinusoidal<double>({.dim = 8, .divide = 1.5, .learned_div = true}));
 }
 
+TEST_CASE("transformer: gradients with LearnedVocab", "[transformer]") {
+  check_gradients(posbias::LearnedVocab<double>({.dim = 8, .max_seq_len = 5}));
+}
+
 TEST_CASE("transformer: gradients with Rotary", "[transformer]") {
   check_gradients(posbias::Rotary<double>({.head_dim = 4, .divide = 1.5, .learned_div = true}));
 }
@@ -232,6 +239,51 @@ TEST_CASE("transformer: an exception in a shard comes out", "[transformer]") {
   for (const int threads : {1, 3})
     REQUIRE(message_of<demo::InputError>([&] { demo::for_each_shard(3, threads, task); }) == "shard 1");
   REQUIRE(runs >= 4);
+}
+
+TEST_CASE("experiment: a length that the scheme has no positions for has no result", "[experiment]") {
+  const demo::Experiment experiment{.corpus = {some_text(100, 7), some_text(65, 7), 7, 1},
+                                    .shape = tiny,
+                                    .budget = {.steps = 2, .batch = 3, .length = 8, .threads = 2},
+                                    .test_lengths = {32, 4, 8, 16},
+                                    .stretch = 32,
+                                    .stretches = {0, 32}};
+  demo::Progress progress(experiment.budget.steps);
+  const auto measure = [&](auto module) { return demo::measure<float>("scheme", module, experiment, progress); };
+  const auto vocab = [](Index max_seq_len) {
+    return posbias::LearnedVocab<float>({.dim = 8, .max_seq_len = max_seq_len});
+  };
+  const auto has_result = [](const demo::Result& result) {
+    std::vector<bool> lengths;
+    for (const auto& bits : result.bits_per_character) lengths.push_back(bits.has_value());
+    return lengths;
+  };
+  REQUIRE(has_result(measure(vocab(8))) == std::vector<bool>{false, true, true, false});
+  REQUIRE(measure(vocab(8)).parameters == 64);
+  REQUIRE(has_result(measure(vocab(31))) == std::vector<bool>{false, true, true, true});
+  REQUIRE(has_result(measure(vocab(32))) == std::vector<bool>(4, true));
+  REQUIRE(has_result(measure(posbias::Identity())) == std::vector<bool>(4, true));
+
+  // Only a length without positions is left out; what training or another error says comes out.
+  REQUIRE(message_of<posbias::PositionError>([&] { (void)measure(vocab(7)); }) ==
+          "LearnedVocab::mod_x: pos at index 7 is 7; integers in [0, 7) are needed");
+  REQUIRE(message_of<posbias::ShapeError>([&] { (void)measure(posbias::ALiBi<float>({.n_heads = 3})); }) ==
+          "ALiBi::mod_mask: mask has 2 heads; n_heads = 3");
+}
+
+TEST_CASE("report: a length without a result is a dash in the table and an empty field in the CSV", "[report]") {
+  REQUIRE(demo::table_cell(2.2184, 7) == "  2.218");
+  REQUIRE(demo::table_cell(12.3456, 5) == "12.346");
+  REQUIRE(demo::table_cell(std::nullopt, 5) == "    –");
+  REQUIRE(demo::table_cell(std::nullopt, 1) == "–");
+
+  const auto row = [](std::vector<std::optional<double>> bits) {
+    std::ostringstream csv;
+    demo::write_csv_row(csv, {"scheme", 64, 1.5, std::move(bits)});
+    return csv.str();
+  };
+  REQUIRE(row({2.25, std::nullopt, 3.5}) == "scheme,64,1.5,2.25,,3.5\n");
+  REQUIRE(row({std::nullopt, 2, std::nullopt}) == "scheme,64,1.5,,2,\n");
 }
 
 TEST_CASE("corpus: comments at the top are dropped, and only there", "[corpus]") {
