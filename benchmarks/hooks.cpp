@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Each hook beside the least that could be done to the same bytes: memset for a bias that is made, an in-place scale
-/// for tensors that are modified. Ratios within one run are what counts; times on shared machines are noise.
+/// Each hook beside the least that could be done in its place: a memset for a bias that is made, a fill or an in-place
+/// scale for tensors that are modified, Eigen's q·kᵀ for a bias that multiplies queries.
+///
+/// Both run in turn, so what disturbs one disturbs the other. Time is the hook's, `limit` that of the least, `ratio`
+/// the hook's median over the other's: that is what counts, times on shared machines are noise.
 #include <benchmark/benchmark.h>
 
 #include <Eigen/Core>
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <posbias/posbias.hpp>
+#include <vector>
 
 namespace {
 
@@ -14,115 +20,135 @@ using namespace posbias;
 using Tensor3 = Eigen::Tensor<float, 3, Eigen::RowMajor>;
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 
-constexpr Index heads = 12;
-
-template <class Tensor>
-void set_bytes(benchmark::State& state, const Tensor& tensor) {
-  state.SetBytesProcessed(state.iterations() * tensor.size() * static_cast<Index>(sizeof(float)));
-  benchmark::DoNotOptimize(tensor.data());
-}
-
-void memset_bias(benchmark::State& state) {
-  Tensor3 bias(heads, state.range(0), state.range(0));
-  for (auto _ : state) {
-    std::memset(bias.data(), 0, static_cast<std::size_t>(bias.size()) * sizeof(float));
+/// Measures `work` and, in turn, `least`.
+template <class Work, class Least>
+void compare(benchmark::State& state, const Work& work, const Least& least) {
+  const auto seconds = [](const auto& run) {
+    const auto start = std::chrono::steady_clock::now();
+    run();
     benchmark::ClobberMemory();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  std::vector<double> works, leasts;
+  for (auto _ : state) {
+    leasts.push_back(seconds(least));
+    works.push_back(seconds(work));
+    state.SetIterationTime(works.back());
   }
-  set_bytes(state, bias);
+  const auto median = [](std::vector<double>& values) {
+    std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
+    return values[values.size() / 2];
+  };
+  const double limit = median(leasts);
+  state.counters["limit"] = limit;
+  state.counters["ratio"] = median(works) / limit;
 }
 
+/// Not with 0, for which the C library has writes that a bias cannot use.
 template <class Tensor>
-void scale(benchmark::State& state, Tensor& tensor) {
-  Eigen::Map<Eigen::ArrayXf> values(tensor.data(), tensor.size());
-  values.setConstant(1);
+void fill(Tensor& tensor) {
+  std::fill_n(tensor.data(), tensor.size(), 0.5F);
+}
+
+/// Reads and writes every value once.
+template <class Tensor>
+void scale(Tensor& tensor) {
   float factor = 1;
   benchmark::DoNotOptimize(factor);
-  for (auto _ : state) {
-    values *= factor;
-    benchmark::ClobberMemory();
-  }
-  set_bytes(state, tensor);
+  Eigen::Map<Eigen::ArrayXf>(tensor.data(), tensor.size()) *= factor;
 }
 
-void scale_mask(benchmark::State& state) {
-  Tensor4 mask(1, heads, state.range(0), state.range(0));
-  scale(state, mask);
+constexpr Index heads = 12;
+
+ALiBi<float> alibi() {
+  return ALiBi<float>({.n_heads = heads});
+}
+RelativePositionBias<float> t5() {
+  return RelativePositionBias<float>({.n_heads = heads});
 }
 
+/// bias(L, L) beside a memset of as much memory, kept.
+template <class Module>
+void bias(benchmark::State& state, const Module& module) {
+  const Index L = state.range(0);
+  Tensor3 memory(heads, L, L);
+  compare(
+      state, [&] { benchmark::DoNotOptimize(module.bias(L, L).data()); },
+      [&] { std::memset(memory.data(), 0, static_cast<std::size_t>(memory.size()) * sizeof(float)); });
+}
+
+/// mod_mask in place beside a scale of the mask.
 template <class Module>
 void mod_mask(benchmark::State& state, const Module& module, const PairPositions& at = {}) {
   Tensor4 mask(1, heads, state.range(0), state.range(0));
-  mask.setZero();
-  for (auto _ : state) {
-    module.mod_mask(mask, at);
-    benchmark::ClobberMemory();
-  }
-  set_bytes(state, mask);
+  fill(mask);
+  compare(
+      state, [&] { module.mod_mask(mask, at); }, [&] { scale(mask); });
 }
 
-void mod_mask_alibi(benchmark::State& state) {
-  mod_mask(state, ALiBi<float>({.n_heads = heads}));
-}
-void mod_mask_t5(benchmark::State& state) {
-  mod_mask(state, RelativePositionBias<float>({.n_heads = heads}));
-}
-
-/// Rows of packed sequences of 100 tokens, each counted from 0.
-void mod_mask_t5_packed(benchmark::State& state) {
-  Eigen::Tensor<std::int64_t, 1> ids(state.range(0));
-  for (Index i = 0; i < ids.size(); ++i) ids(i) = i % 100;
-  mod_mask(state, RelativePositionBias<float>({.n_heads = heads}), {.q_k = ids});
+/// Sequences of 100 tokens packed in a row, each counted from 0.
+Positions packed(Index length) {
+  Eigen::Tensor<std::int64_t, 1> ids(length);
+  for (Index i = 0; i < length; ++i) ids(i) = i % 100;
+  return ids;
 }
 
-template <class Module>
-void bias(benchmark::State& state, const Module& module) {
-  for (auto _ : state) {
-    const Tensor3 result = module.bias(state.range(0), state.range(0));
-    benchmark::DoNotOptimize(result.data());
-  }
-  state.SetBytesProcessed(state.iterations() * heads * state.range(0) * state.range(0) * 4);
+/// Two clusters of tokens, far apart: no table for all integers between.
+Positions clusters(Index length) {
+  Eigen::Tensor<std::int64_t, 1> ids(length);
+  for (Index i = 0; i < length; ++i) ids(i) = i / 2 + i % 2 * 1'000'000'000;
+  return ids;
 }
 
-void bias_alibi(benchmark::State& state) {
-  bias(state, ALiBi<float>({.n_heads = heads}));
-}
-void bias_t5(benchmark::State& state) {
-  bias(state, RelativePositionBias<float>({.n_heads = heads}));
-}
-
-void scale_q_and_k(benchmark::State& state) {
-  Tensor4 q_and_k(8, 2048, 8, 64);
-  scale(state, q_and_k);
+/// DynamicPositionBias at L 1024, 8 heads, dim 64, depth 2, beside a fill of the mask.
+void mod_mask_dynamic(benchmark::State& state, const PairPositions& at = {}) {
+  const DynamicPositionBias<float> module({.dim = 64, .n_heads = 8, .depth = 2});
+  Tensor4 mask(1, 8, 1024, 1024);
+  fill(mask);
+  compare(
+      state, [&] { module.mod_mask(mask, at); }, [&] { fill(mask); });
 }
 
-void rotary(benchmark::State& state) {
-  const auto pairing = state.range(0) == 0 ? RotaryPairing::interleaved : RotaryPairing::half;
+/// TransformerXL at dim 512, 8 heads, beside the q·kᵀ of the same batch by Eigen.
+void mod_mask_xl(benchmark::State& state) {
+  const Index B = state.range(0), L = state.range(1), NH = 8, H = 64;
+  const TransformerXL<float> module({.dim = NH * H, .n_heads = NH});
+  Tensor4 q(B, L, NH, H), k(B, L, NH, H), mask(B, NH, L, L), logits(B, NH, L, L);
+  q.setConstant(0.5F);
+  k.setConstant(0.5F);
+  fill(mask);
+  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Head = Eigen::Map<const Matrix, Eigen::Unaligned, Eigen::OuterStride<>>;
+  const auto q_times_k = [&] {
+    for (Index b = 0; b < B; ++b)
+      for (Index h = 0; h < NH; ++h)
+        Eigen::Map<Matrix>(&logits(b, h, 0, 0), L, L).noalias() =
+            Head(&q(b, 0, h, 0), L, H, Eigen::OuterStride<>(NH * H)) *
+            Head(&k(b, 0, h, 0), L, H, Eigen::OuterStride<>(NH * H)).transpose();
+  };
+  compare(
+      state, [&] { module.mod_mask(mask, q, k, k); }, q_times_k);
+}
+
+void rotary(benchmark::State& state, RotaryPairing pairing) {
   const Rotary<float> module({.head_dim = 64, .pairing = pairing});
   Tensor4 q(4, 2048, 8, 64), k(4, 2048, 8, 64);
   q.setConstant(1);
   k.setConstant(1);
-  for (auto _ : state) {
-    module.mod_qkv(q, k, k);
-    benchmark::ClobberMemory();
-  }
-  state.SetLabel(state.range(0) == 0 ? "interleaved" : "half");
-  state.SetBytesProcessed(state.iterations() * 2 * q.size() * 4);
+  const auto scale_both = [&] {
+    scale(q);
+    scale(k);
+  };
+  compare(
+      state, [&] { module.mod_qkv(q, k, k); }, scale_both);
 }
 
-void scale_x(benchmark::State& state) {
+template <class Module>
+void mod_x(benchmark::State& state, const Module& module) {
   Tensor3 x(8, 1024, 512);
-  scale(state, x);
-}
-
-void sinusoidal(benchmark::State& state) {
-  const Sinusoidal<float> module({.dim = 512});
-  Tensor3 x(8, 1024, 512);
-  x.setZero();
-  for (auto _ : state) {
-    module.mod_x(x);
-    benchmark::ClobberMemory();
-  }
-  set_bytes(state, x);
+  fill(x);
+  compare(
+      state, [&] { module.mod_x(x); }, [&] { scale(x); });
 }
 
 void t5_buckets(benchmark::State& state) {
@@ -138,17 +164,29 @@ void t5_buckets(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * static_cast<Index>(relative.size()));
 }
 
-BENCHMARK(memset_bias)->Arg(256)->Arg(1024);
-BENCHMARK(bias_alibi)->Arg(256)->Arg(1024);
-BENCHMARK(bias_t5)->Arg(256)->Arg(1024);
-BENCHMARK(scale_mask)->Arg(256)->Arg(1024);
-BENCHMARK(mod_mask_alibi)->Arg(256)->Arg(1024);
-BENCHMARK(mod_mask_t5)->Arg(256)->Arg(1024);
-BENCHMARK(mod_mask_t5_packed)->Arg(256)->Arg(1024);
-BENCHMARK(scale_q_and_k);
-BENCHMARK(rotary)->Arg(0)->Arg(1);
-BENCHMARK(scale_x);
-BENCHMARK(sinusoidal);
-BENCHMARK(t5_buckets);
+template <class Run>
+auto* add(const char* name, const Run& run) {
+  return benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond);
+}
+
+const bool added = [] {
+  using State = benchmark::State;
+  add("bias/ALiBi", [](State& s) { bias(s, alibi()); })->Arg(256)->Arg(1024);
+  add("bias/T5", [](State& s) { bias(s, t5()); })->Arg(256)->Arg(1024);
+  add("mod_mask/ALiBi", [](State& s) { mod_mask(s, alibi()); })->Arg(256)->Arg(1024);
+  add("mod_mask/T5", [](State& s) { mod_mask(s, t5()); })->Arg(256)->Arg(1024);
+  add("mod_mask/T5/packed", [](State& s) { mod_mask(s, t5(), {.q_k = packed(s.range(0))}); })->Arg(256)->Arg(1024);
+  add("mod_mask/T5/clusters", [](State& s) { mod_mask(s, t5(), {.q_k = clusters(s.range(0))}); })->Arg(256)->Arg(1024);
+  add("mod_mask/DynamicPositionBias", [](State& s) { mod_mask_dynamic(s); });
+  add("mod_mask/DynamicPositionBias/clusters", [](State& s) { mod_mask_dynamic(s, {.q_k = clusters(1024)}); });
+  add("mod_mask/TransformerXL", mod_mask_xl)->ArgNames({"B", "L"})->ArgsProduct({{1, 8}, {256, 1024}});
+  add("mod_qkv/Rotary/interleaved", [](State& s) { rotary(s, RotaryPairing::interleaved); });
+  add("mod_qkv/Rotary/half", [](State& s) { rotary(s, RotaryPairing::half); });
+  add("mod_x/Sinusoidal", [](State& s) { mod_x(s, Sinusoidal<float>({.dim = 512})); });
+  add("mod_x/LearnedVocab", [](State& s) { mod_x(s, LearnedVocab<float>({.dim = 512, .max_seq_len = 1024})); });
+  add("mod_x/LearnedContinuous", [](State& s) { mod_x(s, LearnedContinuous<float>({.dim = 512, .divide = 1024})); });
+  benchmark::RegisterBenchmark("t5_buckets", t5_buckets);
+  return true;
+}();
 
 }  // namespace
