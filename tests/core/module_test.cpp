@@ -73,6 +73,18 @@ class Weighted : public posbias::Module<Weighted, TwoWeights> {
   }
 };
 
+/// A module that changes logits or q, k, v of its own would be wrong with the identity's `prepare` and `undo_mod_qkv`.
+template <class M>
+concept Prepares = requires(const M& module, const Row<float, 4>& q) {
+  module.prepare(q, q);
+};
+template <class M>
+concept Undoes = requires(const M& module, const Row<float, 4>& q) {
+  module.undo_mod_qkv(q, q, q);
+};
+static_assert(Prepares<Identity> && Prepares<Weighted> && !Prepares<Thousand>);
+static_assert(Undoes<Identity> && Undoes<Thousand>);
+
 static_assert(PositionalModule<Identity, float> && PositionalModule<Identity, double>);
 static_assert(PositionalModule<Thousand, float>);
 static_assert(!PositionalModule<int, float>);

@@ -87,8 +87,7 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   static constexpr std::string_view name = "TransformerXL";
 
   /// Throws OptionError.
-  explicit TransformerXL(const Options& options, std::uint64_t seed = 0)
-      : Base({.divide = Divide<Scalar>(name, options.divide, options.learned_div)}), options_(options) {
+  explicit TransformerXL(const Options& options, std::uint64_t seed = 0) : options_(options) {
     if (options.dim < 2 || options.dim % 2 != 0)
       detail::fail<OptionError>(name, ": dim = ", options.dim, "; it is required, and must be even and positive");
     if (options.n_heads < 1)
@@ -103,6 +102,7 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
       detail::fill_uniform(parameter, 1 / std::sqrt(static_cast<double>(inputs)), random);
     };
     auto& parameters = this->parameters_;
+    parameters.divide = Divide<Scalar>(name, options.divide, options.learned_div);
     parameters.weight.resize(options.dim, options.dim);
     start(parameters.weight, options.dim);
     if (options.linear_bias) start(parameters.bias.emplace(options.dim), options.dim);
@@ -335,27 +335,29 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
     std::sort(order.begin(), order.end());
     std::vector<double> distances;
     std::vector<Mirror> runs;
+    std::array<std::size_t, 2> open{};  // one beyond the last run of either sign, or 0
     const auto hand_out = [&] {
       visit(DistanceBlock{distances, runs});
       distances.clear();
       runs.clear();
+      open = {};
     };
-    for (const auto& [distance, column] : order) {
-      const bool is_new = distances.empty() || distances.back() != distance;
+    for (const auto& entry : order) {
+      const Index column = entry.second;
+      const bool is_new = distances.empty() || distances.back() != entry.first;
       if (is_new && distances.size() == most) hand_out();
-      if (is_new) distances.push_back(distance);
-      const auto at = static_cast<Index>(distances.size()) - 1;
-      const Index step = relative[static_cast<std::size_t>(column)] < 0 ? -1 : 1;
-      const auto continues = [&, at = at, column = column](const Mirror& run) {
-        return run.step == step && run.distance + run.count == at && run.column + step * run.count == column;
-      };
-      // One of the last two runs: both signs of a distance come one after the other.
-      const auto last =
-          std::find_if(runs.rbegin(), runs.rbegin() + std::min<std::ptrdiff_t>(2, std::ssize(runs)), continues);
-      if (last != runs.rend() && continues(*last))
-        ++last->count;
-      else
-        runs.push_back({at, column, 1, step});
+      if (is_new) distances.push_back(entry.first);
+      const Mirror start{static_cast<Index>(distances.size()) - 1, column, 1,
+                         relative[static_cast<std::size_t>(column)] < 0 ? -1 : 1};
+      std::size_t& last = open[start.step < 0 ? 0 : 1];
+      Mirror* run = last > 0 ? &runs[last - 1] : nullptr;
+      if (run != nullptr && run->distance + run->count == start.distance &&
+          run->column + run->step * run->count == column) {
+        ++run->count;
+      } else {
+        runs.push_back(start);
+        last = runs.size();
+      }
     }
     if (!distances.empty()) hand_out();
   }

@@ -71,22 +71,15 @@ concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, co
   (static_cast<void>(m.prepare(q, k, at)), ...);
 };
 
-/// Declared only: take what derives from `Module`, and pointers to member functions that are its own.
+/// Declared only: takes what derives from `Module`.
 template <class Derived, class Parameters>
 void of_module(const Module<Derived, Parameters>&);
-template <class Derived, class Parameters, class... Args>
-void of_module(void (Module<Derived, Parameters>::*)(Args...) const);
 
 template <class M>
 concept DerivesFromModule = requires(const M& m) {
   of_module(m);
 };
 
-/// True if a module has no `mod_qkv` but the identity of `Module`, whose adjoint does not look at q, k and v.
-template <class M, class T = Eigen::Tensor<float, 3>&>
-inline constexpr bool leaves_qkv_alone = requires {
-  of_module(&M::template mod_qkv<T, T, T>);
-};
 template <class... Modules>
 inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<Modules> && ...);
 

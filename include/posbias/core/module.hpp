@@ -70,6 +70,27 @@ void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
 
 }  // namespace detail
 
+template <class Derived, class Parameters = NoParameters>
+class Module;
+
+namespace detail {
+
+/// Declared only: takes pointers to the hooks of `Module` itself, not to those of a module.
+template <class Derived, class Parameters, class... Args>
+void of_module(void (Module<Derived, Parameters>::*)(Args...) const);
+
+/// True if a module has no `mod_qkv`, or no `mod_mask`, but the identity.
+template <class M, class T = Eigen::Tensor<float, 3>&>
+inline constexpr bool leaves_qkv_alone = requires {
+  of_module(&M::template mod_qkv<T, T, T>);
+};
+template <class M, class T = Eigen::Tensor<float, 3>&>
+inline constexpr bool leaves_mask_alone = requires {
+  of_module(&M::template mod_mask<T, T, T, T>);
+};
+
+}  // namespace detail
+
 /// A module that leaves logits alone, prepared: there is nothing to add to a tile, and nothing to sum up.
 struct NothingPrepared {
   struct Accumulator {};
@@ -81,7 +102,7 @@ struct NothingPrepared {
 
 /// Base of all modules (CRTP): owns the parameters, and is the identity at every hook until `Derived` says
 /// otherwise. `Derived` has a `static constexpr std::string_view name`.
-template <class Derived, class Parameters = NoParameters>
+template <class Derived, class Parameters>
 class Module {
  public:
   /// Same names and shapes as the parameters, visited the same way.
@@ -137,11 +158,11 @@ class Module {
   void mod_mask_backward(M&&, Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
 
   /// What `mod_mask` adds, given q and k as `mod_qkv` left them, ready for tiles of logits: an object with
-  /// `add_to(tile)` and the adjoint `accumulate(tile, sums)`.
+  /// `add_to(tile)` and the adjoint `accumulate(tile, sums)`. A module with a `mod_mask` of its own also has a
+  /// `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>
-  [[nodiscard]] NothingPrepared prepare(const Q&, const K&, const PairPositions& = {}) const {
-    return {};
-  }
+  requires detail::leaves_mask_alone<Derived>
+  [[nodiscard]] NothingPrepared prepare(const Q&, const K&, const PairPositions& = {}) const { return {}; }
 
   /// Each throws what the hook of its name would throw for the same arguments, and writes nothing. `Compose` asks all
   /// of its modules before the first of them writes.
@@ -153,8 +174,8 @@ class Module {
   void check_mod_mask_backward(const auto&...) const {}
 
   /// Turns q, k and v back into what `mod_qkv(q, k, v, at)` was given, up to rounding: from the outputs of all its
-  /// modules `Compose` finds those of each.
-  void undo_mod_qkv(const auto&...) const {}
+  /// modules `Compose` finds those of each. A module with a `mod_qkv` of its own also has an `undo_mod_qkv`, or none.
+  void undo_mod_qkv(const auto&...) const requires detail::leaves_qkv_alone<Derived> {}
 
   /// Gradients of zero, for the adjoints to add to.
   [[nodiscard]] Gradients zero_gradients() const {
