@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Counts what operator new hands out, in the whole test program.
+/// Watches what operator new hands out, in the whole test program.
 #pragma once
 
 #include <cstddef>
+#include <functional>
 
 namespace posbias_test {
 
-/// Bytes that were asked of operator new since the program began.
-std::size_t allocated_bytes();
+/// The most bytes that were in use at once during a call, beyond those in use before it.
+std::size_t peak_bytes_of(const std::function<void()>& call);
 
 }  // namespace posbias_test
