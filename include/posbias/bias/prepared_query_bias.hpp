@@ -67,7 +67,7 @@ class PreparedQueryBias {
   /// Adds the bias to a tile. Queries and keys without a position get none.
   void add_to(const LogitTile<Scalar>& tile) const {
     std::vector<Scalar> content, product;
-    for_each_block(tile, [&](const Block& block) {
+    for_each_block(tile, 16, [&](const Block& block) {
       for (Index h = 0; h < tile.heads; ++h) {
         fill_content(tile, block, h, content);
         for_each_strip(block, [&](Index begin, Index end) {
@@ -97,7 +97,7 @@ class PreparedQueryBias {
   /// must come one after another; without columns, all tiles must.
   void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
     std::vector<double> grad_r;
-    for_each_block(tile, [&](const Block& block) {
+    for_each_block(tile, 32, [&](const Block& block) {
       if (columns_.numbered()) {
         accumulate(tile, block, to.projected.data(), to);
       } else {
@@ -137,9 +137,9 @@ class PreparedQueryBias {
     return detail::whole_lanes<Scalar>(static_cast<Index>(relative.size())) + detail::lanes<Scalar>;
   }
 
+  /// Fewer queries in a block leave fewer columns that only some of them read, more share what is done once a block.
   template <class S, class Visit>
-  void for_each_block(const LogitTile<S>& tile, const Visit& visit) const {
-    constexpr Index most_queries = 16;
+  void for_each_block(const LogitTile<S>& tile, Index most_queries, const Visit& visit) const {
     std::vector<detail::ColumnSlice> slices;
     if (columns_.numbered()) {
       const auto hand_out = [&] {
