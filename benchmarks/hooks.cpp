@@ -109,8 +109,18 @@ void mod_mask_dynamic(benchmark::State& state, const PairPositions& at = {}) {
       state, [&] { module.mod_mask(mask, at); }, [&] { fill(mask); });
 }
 
-/// TransformerXL at dim 512, 8 heads, beside the q·kᵀ of the same batch by Eigen.
-void mod_mask_xl(benchmark::State& state) {
+/// Its adjoint beside itself.
+void mod_mask_dynamic_backward(benchmark::State& state) {
+  const DynamicPositionBias<float> module({.dim = 64, .n_heads = 8, .depth = 2});
+  Tensor4 mask(1, 8, 1024, 1024);
+  fill(mask);
+  auto grads = module.zero_gradients();
+  compare(
+      state, [&] { module.mod_mask_backward(mask, {}, grads); }, [&] { module.mod_mask(mask); });
+}
+
+/// TransformerXL at dim 512, 8 heads, beside the q·kᵀ of the same batch by Eigen; or its adjoint beside itself.
+void mod_mask_xl(benchmark::State& state, bool backward) {
   const Index B = state.range(0), L = state.range(1), NH = 8, H = 64;
   const TransformerXL<float> module({.dim = NH * H, .n_heads = NH});
   Tensor4 q(B, L, NH, H), k(B, L, NH, H), mask(B, NH, L, L), logits(B, NH, L, L);
@@ -126,8 +136,12 @@ void mod_mask_xl(benchmark::State& state) {
             Head(&q(b, 0, h, 0), L, H, Eigen::OuterStride<>(NH * H)) *
             Head(&k(b, 0, h, 0), L, H, Eigen::OuterStride<>(NH * H)).transpose();
   };
+  const auto forward = [&] { module.mod_mask(mask, q, k, k); };
+  if (!backward) return compare(state, forward, q_times_k);
+  Tensor4 grad_q = q, grad_k = k;
+  auto grads = module.zero_gradients();
   compare(
-      state, [&] { module.mod_mask(mask, q, k, k); }, q_times_k);
+      state, [&] { module.mod_mask_backward(mask, grad_q, grad_k, grad_k, q, k, k, {}, grads); }, forward);
 }
 
 void rotary(benchmark::State& state, RotaryPairing pairing) {
@@ -179,7 +193,11 @@ const bool added = [] {
   add("mod_mask/T5/clusters", [](State& s) { mod_mask(s, t5(), {.q_k = clusters(s.range(0))}); })->Arg(256)->Arg(1024);
   add("mod_mask/DynamicPositionBias", [](State& s) { mod_mask_dynamic(s); });
   add("mod_mask/DynamicPositionBias/clusters", [](State& s) { mod_mask_dynamic(s, {.q_k = clusters(1024)}); });
-  add("mod_mask/TransformerXL", mod_mask_xl)->ArgNames({"B", "L"})->ArgsProduct({{1, 8}, {256, 1024}});
+  add("mod_mask_backward/DynamicPositionBias", mod_mask_dynamic_backward);
+  add("mod_mask/TransformerXL", [](State& s) { mod_mask_xl(s, false); })
+      ->ArgNames({"B", "L"})
+      ->ArgsProduct({{1, 8}, {256, 1024}});
+  add("mod_mask_backward/TransformerXL", [](State& s) { mod_mask_xl(s, true); })->ArgNames({"B", "L"})->Args({8, 256});
   add("mod_qkv/Rotary/interleaved", [](State& s) { rotary(s, RotaryPairing::interleaved); });
   add("mod_qkv/Rotary/half", [](State& s) { rotary(s, RotaryPairing::half); });
   add("mod_x/Sinusoidal", [](State& s) { mod_x(s, Sinusoidal<float>({.dim = 512})); });

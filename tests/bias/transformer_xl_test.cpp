@@ -636,7 +636,7 @@ TEST_CASE("TransformerXL names what is wrong and writes nothing") {
         "TransformerXL::mod_mask: mask has shape (2, 2, 5, 7); q of shape (2, 5, 3, 8) and k of shape (2, 7, 3, 8) "
         "need (B, *, NH, L1, L2)");
   CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, k); }) ==
-        "TransformerXL::mod_qkv: q is the same memory as k; only q is to change");
+        "TransformerXL::mod_qkv: q shares memory with k; only q is to change");
   const auto backward = [&](auto& into, Heads& grad_mask, Heads& query, Heads& key) {
     return [&] { module.mod_mask_backward(grad_mask, query, key, key, query, key, key, {}, into); };
   };

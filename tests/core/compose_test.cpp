@@ -586,7 +586,7 @@ TEST_CASE("Compose: q and k that are one memory stay one", "[compose]") {
   const Values before = values_of(grad_q);
   const auto message = message_of<ShapeError>(
       [&] { compose.mod_qkv_backward(grad_q, grad_k, grad_v, t, t, v, {.q = Positions::range(11)}, grads); });
-  CHECK(message == "Rotary::mod_qkv: q and k are the same memory; they need the same shape and positions");
+  CHECK(message == "Rotary::mod_qkv: q and k share memory; they must be one tensor, at the same positions");
   CHECK(values_of(grad_q) == before);
 }
 

@@ -124,6 +124,7 @@ TEMPLATE_TEST_CASE("ranks, layouts and maps are the same bits, forward and backw
     DYNAMIC_SECTION(law_case.name) {
       Shape shape = law_case.small();
       shape.B = 6;
+      shape.L2 = 19;  // more than a tile of a column-major mask is wide
       const Bundle<S> in = Bundle<S>::numbers(shape);
       for (const Scene& scene : law_case.scenes(shape)) {
         INFO(scene.name);

@@ -283,6 +283,15 @@ inline std::vector<Scene> scenes(const Shape& shape) {
   for (Index i = 0; i < B * std::max(L1, L2); ++i) scattered.push_back(static_cast<Index>(100 + numbers.below(40)));
   add("scattered", each(row([=](Index n, Index i) { return scattered[static_cast<std::size_t>(n + B * i)]; })));
 
+  // Differences of cubes hardly repeat, and each costs a bias all it has: not every token of the longest shapes.
+  const auto no_repeats = [&](const auto& position) {
+    return std::pair(Where::listed(B, std::min<Index>(L1, 30), position),
+                     Where::listed(B, std::min<Index>(L2, 50), position));
+  };
+  add("reals that do not repeat",
+      no_repeats(row([](Index n, Index i) { return 100 + static_cast<Real>(i * i * i * (5 + 2 * n)) / 16; })));
+  add("integers that do not repeat", no_repeats(row([](Index n, Index i) { return 100 + i * i * i * (5 + 2 * n); })));
+
   all.push_back({"shared flags", Where::range(100), Where::range(100), false, 0, L1, {}});
   for (Index l = 0; l < L1; ++l) all.back().flags.push_back(l % 3 != 1);
   all.push_back({"fewer flags per entry",

@@ -317,7 +317,7 @@ TEST_CASE("Rotary names what is wrong and writes nothing") {
   CHECK(message_of<PositionError>([&] { module.mod_qkv_backward(q, k, v, q, k, v, {.k = reals}, grads); }) ==
         "Rotary::mod_qkv_backward: k at index 4 is nan; positions must be finite");
   CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, v, {.q = Positions::range(7)}); }) ==
-        "Rotary::mod_qkv: q and k are the same memory; they need the same shape and positions");
+        "Rotary::mod_qkv: q and k share memory; they must be one tensor, at the same positions");
   CHECK(untouched());
   for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }

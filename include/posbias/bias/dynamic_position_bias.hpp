@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -85,7 +86,7 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
 
   static std::vector<double> query_minus_key(std::span<const double> relative) {
     std::vector<double> result(relative.size());
-    std::transform(relative.begin(), relative.end(), result.begin(), [](double r) { return 0 - r; });
+    std::transform(relative.begin(), relative.end(), result.begin(), std::negate());
     return result;
   }
 

@@ -62,14 +62,15 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
   });
 }
 
-/// Accumulates the gradient of a whole mask. Each sum runs over the batch in order, on one thread.
+/// Accumulates the gradient of a whole mask. Each sum runs over the batch in order, on one thread, in whole rows: its
+/// order must not depend on the layout.
 template <class Prepared>
 void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_mask, const Prepared& prepared,
                      typename Prepared::Accumulator& sums, const Executor& executor) {
   const Index heads_per_task = prepared.heads_are_independent() ? 1 : grad_mask.shape[0];
   executor.parallel_for(grad_mask.shape[0] / std::max<Index>(heads_per_task, 1), [&](Index task) {
     for (Index n = 0; n < grad_mask.batches(); ++n)
-      for_each_tile(grad_mask, Prepared::tile_width, n, task * heads_per_task, heads_per_task, 0, grad_mask.shape[1],
+      for_each_tile(grad_mask, TileWidth::whole_rows, n, task * heads_per_task, heads_per_task, 0, grad_mask.shape[1],
                     [&](const auto& tile) { prepared.accumulate(tile, sums); });
   });
 }

@@ -5,8 +5,8 @@
 ///     logit(h, i, j) += scale · (q(i, h) + offset(h)) · r_h(pos_k(j) - pos_q(i))
 ///
 /// The module projects every distinct relative position (see bias/relative_columns.hpp) to its r, of dim = NH·H
-/// features, once. A block of queries is multiplied by the strip of columns that its tile reads, and each row of the
-/// product is shifted to where its keys are:
+/// features, once. A block of queries is multiplied by the strips of columns that it reads, and each row of the product
+/// is shifted to where its keys are:
 ///
 ///     columns     -2 -1  0  1  2  3              keys      0  1  2  3
 ///     query 0      .  . [0  1  2  3]             query 0  [0  1  2  3]
@@ -70,18 +70,19 @@ class PreparedQueryBias {
     for_each_block(tile, 16, [&](const Block& block) {
       for (Index h = 0; h < tile.heads; ++h) {
         fill_content(tile, block, h, content);
-        for_each_strip(block, [&](Index begin, Index end) {
-          const Index width = detail::whole_lanes<Scalar>(end - begin);
-          product.assign(static_cast<std::size_t>(block.queries() * width), 0);
-          detail::add_product(block.queries(), width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
-                              block.r_of(tile.head + h, head_dim()) + begin, block.stride, product.data(), width);
-          for_each_piece(block, begin, end, [&](const detail::ColumnSlice& piece) {
-            const Scalar* values = product.data() + piece.query * width + piece.column;
-            Logits(tile.row(h, block.first_query() + piece.query) + piece.key * tile.key_stride, piece.count,
+        for (const Strip& strip : block.strips) {
+          const Index width = detail::whole_lanes<Scalar>(strip.width());
+          product.assign(static_cast<std::size_t>(block.queries * width), 0);
+          detail::add_product(block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
+                              block.r + first_row(tile, h) * block.stride + strip.begin, block.stride, product.data(),
+                              width);
+          for (const detail::ColumnSlice& piece : strip.pieces) {
+            const Scalar* values = product.data() + (piece.query - block.first_query) * width + piece.column;
+            Logits(tile.row(h, piece.query) + piece.key * tile.key_stride, piece.count,
                    Eigen::InnerStride<>(tile.key_stride)) +=
                 Eigen::Map<const Eigen::ArrayX<Scalar>>(values, piece.count);
-          });
-        });
+          }
+        }
       }
     });
   }
@@ -117,16 +118,21 @@ class PreparedQueryBias {
  private:
   using Logits = Eigen::Map<Eigen::ArrayX<Scalar>, Eigen::Unaligned, Eigen::InnerStride<>>;
 
-  /// Some queries of a tile, the slices of columns they read, and the columns' r.
+  /// Neighbouring columns, and the slices that read them; columns of slices are counted from `begin`.
+  struct Strip {
+    Index begin, end;
+    std::vector<detail::ColumnSlice> pieces;
+
+    [[nodiscard]] Index width() const { return end - begin; }
+  };
+
+  /// Some queries of a tile, the strips they read, and the r of the columns.
   struct Block {
-    std::span<const detail::ColumnSlice> slices;
+    Index first_query, queries;
+    std::vector<Strip> strips;
     std::span<const double> relative;
     const Scalar* r;
     Index stride;
-
-    [[nodiscard]] Index first_query() const { return slices.front().query; }
-    [[nodiscard]] Index queries() const { return slices.back().query + 1 - first_query(); }
-    [[nodiscard]] const Scalar* r_of(Index head, Index head_dim) const { return r + head * head_dim * stride; }
   };
 
   [[nodiscard]] Index head_dim() const { return bias_->head_dim(); }
@@ -137,100 +143,119 @@ class PreparedQueryBias {
     return detail::whole_lanes<Scalar>(static_cast<Index>(relative.size())) + detail::lanes<Scalar>;
   }
 
+  /// The first row of r that belongs to a head of a tile.
+  template <class S>
+  [[nodiscard]] Index first_row(const LogitTile<S>& tile, Index h) const {
+    return (tile.head + h) * head_dim();
+  }
+
   /// Fewer queries in a block leave fewer columns that only some of them read, more share what is done once a block.
   template <class S, class Visit>
   void for_each_block(const LogitTile<S>& tile, Index most_queries, const Visit& visit) const {
     std::vector<detail::ColumnSlice> slices;
+    const auto hand_out = [&](std::span<const double> relative, const Scalar* r, Index stride) {
+      if (slices.empty()) return;
+      const Index first = slices.front().query;
+      visit(Block{first, slices.back().query + 1 - first, strips_of(slices), relative, r, stride});
+      slices.clear();
+    };
     if (columns_.numbered()) {
-      const auto hand_out = [&] {
-        if (!slices.empty()) visit(Block{slices, columns_.relative(), projected_.data(), stride_});
-        slices.clear();
-      };
+      const auto hand_out_columns = [&] { hand_out(columns_.relative(), projected_.data(), stride_); };
       columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {
-        if (!slices.empty() && slice.query >= slices.front().query + most_queries) hand_out();
+        if (!slices.empty() && slice.query >= slices.front().query + most_queries) hand_out_columns();
         slices.push_back(slice);
       });
-      hand_out();
+      hand_out_columns();
     } else {
+      // Each row has columns of its own, ascending as if it were alone: sums then run in the same order.
+      std::vector<double> own;
       std::vector<Scalar> r;
-      columns_.for_each_row(tile, [&](Index i, Index key, std::span<const double> relative) {
-        const Index stride = stride_of(relative);
+      columns_.for_each_row(tile, [&](Index i, Index first_key, std::span<const double> relative) {
+        own.assign(relative.begin(), relative.end());
+        std::sort(own.begin(), own.end());
+        own.erase(std::unique(own.begin(), own.end()), own.end());
+        for (std::size_t j = 0; j < relative.size(); ++j)
+          slices.push_back({i, first_key + static_cast<Index>(j),
+                            std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
+        const Index stride = stride_of(own);
         r.assign(static_cast<std::size_t>(dim() * stride), 0);
-        bias_->project(relative, r.data(), stride);
-        const detail::ColumnSlice row{i, key, 0, static_cast<Index>(relative.size())};
-        visit(Block{std::span(&row, 1), relative, r.data(), stride});
+        bias_->project(own, r.data(), stride);
+        hand_out(own, r.data(), stride);
       });
     }
   }
 
-  /// Cuts the columns that a block reads into strips, and calls `visit(begin, end)` for each.
-  template <class Visit>
-  static void for_each_strip(const Block& block, const Visit& visit) {
-    constexpr Index most_columns = 1024;
-    Index begin = block.slices.front().column;
-    Index end = begin;
-    for (const detail::ColumnSlice& slice : block.slices) {
-      begin = std::min(begin, slice.column);
-      end = std::max(end, slice.column + slice.count);
+  /// The columns that slices read, without those in wide gaps between.
+  static std::vector<Strip> strips_of(std::span<const detail::ColumnSlice> slices) {
+    constexpr Index most_columns = 1024, wide_gap = 64;
+    std::vector<std::pair<Index, Index>> ranges;  // of columns: begin, end
+    for (const detail::ColumnSlice& slice : slices) ranges.emplace_back(slice.column, slice.column + slice.count);
+    std::sort(ranges.begin(), ranges.end());
+    std::vector<Strip> strips;
+    for (auto [begin, end] : ranges) {
+      if (!strips.empty() && begin <= strips.back().end + wide_gap) {
+        const Index room = strips.back().begin + most_columns;
+        strips.back().end = std::max(strips.back().end, std::min(end, room));
+        begin = strips.back().end;
+      }
+      for (; begin < end; begin += most_columns) strips.push_back({begin, std::min(begin + most_columns, end), {}});
     }
-    for (; begin < end; begin += most_columns) visit(begin, std::min(begin + most_columns, end));
-  }
-
-  /// Calls `visit` for the parts of slices within a strip; queries are counted from the block's first, columns from the
-  /// strip's.
-  template <class Visit>
-  static void for_each_piece(const Block& block, Index begin, Index end, const Visit& visit) {
-    for (const detail::ColumnSlice& slice : block.slices) {
-      const Index first = std::max(slice.column, begin);
-      const Index last = std::min(slice.column + slice.count, end);
-      if (first < last)
-        visit(detail::ColumnSlice{slice.query - block.first_query(), slice.key + first - slice.column, first - begin,
-                                  last - first});
+    for (const detail::ColumnSlice& slice : slices) {
+      auto strip = std::upper_bound(strips.begin(), strips.end(), slice.column,
+                                    [](Index column, const Strip& s) { return column < s.end; });
+      for (Index done = 0; done < slice.count; ++strip) {
+        const Index column = slice.column + done;
+        const Index count = std::min(slice.count - done, strip->end - column);
+        strip->pieces.push_back({slice.query, slice.key + done, column - strip->begin, count});
+        done += count;
+      }
     }
+    return strips;
   }
 
   /// scale · (q + offset) of the block's queries, (queries, H).
   template <class S>
   void fill_content(const LogitTile<S>& tile, const Block& block, Index h, std::vector<Scalar>& content) const {
-    content.resize(static_cast<std::size_t>(block.queries() * head_dim()));
+    content.resize(static_cast<std::size_t>(block.queries * head_dim()));
     const Scalar scale = bias_->scale();
-    const Scalar* offset = offsets_.data() + (tile.head + h) * head_dim();
+    const Scalar* offset = offsets_.data() + first_row(tile, h);
     Scalar* to = content.data();
-    for (Index i = 0; i < block.queries(); ++i) {
-      const Scalar* query = q_.batch(tile.batch) + (tile.query + block.first_query() + i) * q_.strides[0] +
-                            (tile.head + h) * q_.strides[1];
+    for (Index i = 0; i < block.queries; ++i) {
+      const Scalar* query =
+          q_.batch(tile.batch) + (tile.query + block.first_query + i) * q_.strides[0] + (tile.head + h) * q_.strides[1];
       for (Index d = 0; d < head_dim(); ++d) *to++ = scale * (query[d * q_.strides[2]] + offset[d]);
     }
   }
 
   void accumulate(const LogitTile<const Scalar>& tile, const Block& block, double* grad_r, Accumulator& to) const {
-    const Index lanes = detail::whole_lanes<double>(block.queries());
+    const Index lanes = detail::whole_lanes<double>(block.queries);
     std::vector<Scalar> content;
     std::vector<double> grad_content, by_query, by_column;
     for (Index h = 0; h < tile.heads; ++h) {
       fill_content(tile, block, h, content);
       grad_content.assign(static_cast<std::size_t>(head_dim() * lanes), 0);
-      for_each_strip(block, [&](Index begin, Index end) {
-        const Index width = detail::whole_lanes<double>(end - begin);
-        by_query.assign(static_cast<std::size_t>(block.queries() * width), 0);
-        by_column.assign(static_cast<std::size_t>((end - begin) * lanes), 0);
-        for_each_piece(block, begin, end, [&](const detail::ColumnSlice& piece) {
-          const Scalar* logits = tile.row(h, block.first_query() + piece.query) + piece.key * tile.key_stride;
-          double* row = by_query.data() + piece.query * width + piece.column;
-          double* column = by_column.data() + piece.column * lanes + piece.query;
+      for (const Strip& strip : block.strips) {
+        const Index width = detail::whole_lanes<double>(strip.width());
+        by_query.assign(static_cast<std::size_t>(block.queries * width), 0);
+        by_column.assign(static_cast<std::size_t>(strip.width() * lanes), 0);
+        for (const detail::ColumnSlice& piece : strip.pieces) {
+          const Scalar* logits = tile.row(h, piece.query) + piece.key * tile.key_stride;
+          const Index query = piece.query - block.first_query;
+          double* row = by_query.data() + query * width + piece.column;
+          double* column = by_column.data() + piece.column * lanes + query;
           for (Index j = 0; j < piece.count; ++j) {
             row[j] += static_cast<double>(logits[j * tile.key_stride]);
             column[j * lanes] += static_cast<double>(logits[j * tile.key_stride]);
           }
-        });
-        const Index head_row = (tile.head + h) * head_dim() * block.stride + begin;
+        }
+        const Index r = first_row(tile, h) * block.stride + strip.begin;
         // Of the content (H, queries): r (H, columns) times the strip's gradient (columns, queries).
-        detail::add_product(head_dim(), lanes, end - begin, detail::Factor<Scalar>{block.r + head_row, block.stride, 1},
+        detail::add_product(head_dim(), lanes, strip.width(), detail::Factor<Scalar>{block.r + r, block.stride, 1},
                             by_column.data(), lanes, grad_content.data(), lanes);
         // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
-        detail::add_product(head_dim(), width, block.queries(), detail::Factor<Scalar>{content.data(), 1, head_dim()},
-                            by_query.data(), width, grad_r + head_row, block.stride);
-      });
+        detail::add_product(head_dim(), width, block.queries, detail::Factor<Scalar>{content.data(), 1, head_dim()},
+                            by_query.data(), width, grad_r + r, block.stride);
+      }
       add_to_queries(tile, block, h, grad_content, lanes, to);
     }
   }
@@ -238,9 +263,9 @@ class PreparedQueryBias {
   void add_to_queries(const LogitTile<const Scalar>& tile, const Block& block, Index h,
                       const std::vector<double>& grad_content, Index lanes, Accumulator& to) const {
     const auto scale = static_cast<double>(bias_->scale());
-    double* offset = to.offsets.data() + (tile.head + h) * head_dim();
-    for (Index i = 0; i < block.queries(); ++i) {
-      Scalar* query = to.grad_q.batch(tile.batch) + (tile.query + block.first_query() + i) * to.grad_q.strides[0] +
+    double* offset = to.offsets.data() + first_row(tile, h);
+    for (Index i = 0; i < block.queries; ++i) {
+      Scalar* query = to.grad_q.batch(tile.batch) + (tile.query + block.first_query + i) * to.grad_q.strides[0] +
                       (tile.head + h) * to.grad_q.strides[1];
       for (Index d = 0; d < head_dim(); ++d) {
         const double gradient = scale * grad_content[static_cast<std::size_t>(d * lanes + i)];

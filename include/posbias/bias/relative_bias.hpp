@@ -36,8 +36,9 @@ class RelativeBias : public Module<Derived, Parameters> {
   static constexpr bool integers_only = false;
 
   /// Adds the bias to an additive mask (B, *, NH, L1, L2). Queries and keys without a position get none. Cost: one
-  /// pass over the mask, and L1+L2-1 evaluations a head at consecutive positions; a few times as many at other
-  /// integers, one for each pair at reals and at integers far apart. Throws ShapeError, PositionError.
+  /// pass over the mask, and one evaluation a head for each distinct relative position: L1+L2-1 at consecutive ones.
+  /// Other than in a narrow range of integers they are found in a pass over all pairs, on the calling thread; where
+  /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
     modify("mod_mask", detail::view<3>(mask), at);

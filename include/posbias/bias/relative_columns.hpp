@@ -15,7 +15,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstdint>
 #include <span>
@@ -63,9 +62,10 @@ class ColumnOf {
   };
 
   [[nodiscard]] std::size_t place(double relative) const {
-    // Fibonacci hashing: the high bits of the product depend on all bits.
-    const std::uint64_t product = std::bit_cast<std::uint64_t>(relative) * 0x9e3779b97f4a7c15U;
-    auto at = static_cast<std::size_t>(product >> shift_);
+    // Two products, so that no regular differences meet: the high bits of each depend on all bits.
+    constexpr std::uint64_t golden = 0x9e3779b97f4a7c15U;
+    const std::uint64_t once = std::bit_cast<std::uint64_t>(relative) * golden;
+    auto at = static_cast<std::size_t>((once ^ once >> 32) * golden >> shift_);
     while (entries_[at].column != none && entries_[at].relative != relative) at = (at + 1) & (entries_.size() - 1);
     return at;
   }
@@ -96,8 +96,8 @@ class RelativeColumns {
 
   /// Calls `visit(ColumnSlice)` for the slices of a tile, query by query and key by key, if numbered. Queries and keys
   /// without a position have none.
-  template <class Tile, class Visit>
-  void for_each_slice(const Tile& tile, const Visit& visit) const {
+  template <class S, class Visit>
+  void for_each_slice(const LogitTile<S>& tile, const Visit& visit) const {
     const Index first_key = std::max(tile.key, at_.k.first());
     for (Index i = first_query(tile); i < tile.queries; ++i) {
       if (runs_.empty())
@@ -108,8 +108,8 @@ class RelativeColumns {
   }
 
   /// Calls `visit(query of the tile, first key of the tile with a position, relative positions from there on)`.
-  template <class Tile, class Visit>
-  void for_each_row(const Tile& tile, const Visit& visit) const {
+  template <class S, class Visit>
+  void for_each_row(const LogitTile<S>& tile, const Visit& visit) const {
     const Index skip = std::max<Index>(at_.k.first() - tile.key, 0);
     if (skip >= tile.keys) return;
     std::vector<double> row(static_cast<std::size_t>(tile.keys - skip));
@@ -146,8 +146,8 @@ class RelativeColumns {
   [[nodiscard]] Index most_columns() const { return 4 * (at_.q.count() + at_.k.count()); }
 
   /// The first query of a tile that has a position.
-  template <class Tile>
-  [[nodiscard]] Index first_query(const Tile& tile) const {
+  template <class S>
+  [[nodiscard]] Index first_query(const LogitTile<S>& tile) const {
     return std::max<Index>(at_.q.first() - tile.query, 0);
   }
 
@@ -202,8 +202,8 @@ class RelativeColumns {
     column_of_ = std::move(column_of);
   }
 
-  template <class Tile, class Visit>
-  void slices_of_runs(const Tile& tile, Index i, const Visit& visit) const {
+  template <class S, class Visit>
+  void slices_of_runs(const LogitTile<S>& tile, Index i, const Visit& visit) const {
     const Index end_key = tile.key + tile.keys;
     const std::size_t row = at_.k.shared() ? 0 : static_cast<std::size_t>(tile.batch);
     const auto last = runs_.begin() + static_cast<std::ptrdiff_t>(first_run_[row + 1]);
@@ -219,8 +219,8 @@ class RelativeColumns {
   }
 
   /// Neighbouring keys often read neighbouring columns here too: half-integers, every tenth token.
-  template <class Tile, class Visit>
-  void slices_of_differences(const Tile& tile, Index i, Index first_key, const Visit& visit) const {
+  template <class S, class Visit>
+  void slices_of_differences(const LogitTile<S>& tile, Index i, Index first_key, const Visit& visit) const {
     const Index query = tile.query + i - at_.q.first();
     const auto relative = [&](Index key) { return difference(tile.batch, query, key - at_.k.first()); };
     const Index end_key = tile.key + tile.keys;

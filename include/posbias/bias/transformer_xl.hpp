@@ -11,15 +11,14 @@
 /// `XLForm::bio_attention` is what bio-attention computes, for checkpoints trained with it: `mod_mask` adds
 /// (q + u)·r with the q it is given, not scaled and without v.
 ///
-/// Shapes: q (B, *, L1, NH, H) with NH·H = dim, k (B, *, L2, NHk, H), mask (B, *, NH, L1, L2). Cost: 1/2 (L1+L2)·dim²
-/// multiplications for the projections r of L1+L2-1 relative positions, because sines are odd and cosines even, once
-/// for a batch that shares its positions; then about as many as q·kᵀ. Workspace O((L1+L2)·dim). Reals that do not
-/// repeat cost dim² a pair.
+/// Shapes: q (B, *, L1, NH, H) with NH·H = dim, k (B, *, L2, NHk, H), mask (B, *, NH, L1, L2). Cost: dim²
+/// multiplications for the projections of each distinct distance |pos_q - pos_k|, max(L1, L2) of them at default
+/// positions, once for a batch that shares its positions, on the calling thread; then about as many as q·kᵀ.
+/// Workspace O((L1+L2)·dim). Reals that do not repeat cost dim² a pair.
 /// Accuracy: sines and cosines are rounded once from double; sums of dim, then of H products, run in `Scalar`.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -31,8 +30,10 @@
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/prepared_query_bias.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/kernel/distances.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/frequencies.hpp"
+#include "posbias/kernel/product.hpp"
 
 namespace posbias {
 
@@ -116,11 +117,11 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   [[nodiscard]] Index n_heads() const { return options_.n_heads; }
   [[nodiscard]] Index head_dim() const { return options_.dim / options_.n_heads; }
 
-  /// q += u. Throws ShapeError.
+  /// q += u, of every query, with a position or without. Throws ShapeError.
   template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     check_mod_qkv(q, k, v, at);
-    add_to_queries(detail::view<3>(q), +1, at.executor);
+    add_u(detail::view<3>(q), +1, at.executor);
   }
 
   /// Adjoint of `mod_qkv`: gradients pass through, u's is the sum of the queries'. Throws ShapeError.
@@ -142,11 +143,12 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     check_mod_qkv(q, k, v, at);
-    add_to_queries(detail::view<3>(q), -1, at.executor);
+    add_u(detail::view<3>(q), -1, at.executor);
   }
 
   /// Adds the score of q, as `mod_qkv` left it, and the relative position. Queries and keys without a position get
-  /// none. Throws ShapeError, PositionError.
+  /// none. In the paper's form q - u must be the query: a rotation composed with this module would turn u as well.
+  /// Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const Prepared prepared(*this, detail::view<3>(q), checked("mod_mask", "mask", mask, q, k, v, at));
@@ -176,12 +178,15 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   }
   template <HeadsTensor Q, HeadsTensor K>
   Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
+  template <int Rank, int Layout, class I, HeadsTensor K>
+  Prepared prepare(const Eigen::Tensor<Scalar, Rank, Layout, I>&& q, const K& k,
+                   const PairPositions& = {}) const& = delete;
 
   template <class Q, class K, class V>
   void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& = {}) const {
     check_queries("mod_qkv", q, k, v);
-    if (q.size() > 0 && (same_memory(q, k) || same_memory(q, v)))
-      detail::fail<ShapeError>(name, "::mod_qkv: q is the same memory as ", same_memory(q, k) ? "k" : "v",
+    if (detail::overlap(q, k) || detail::overlap(q, v))
+      detail::fail<ShapeError>(name, "::mod_qkv: q shares memory with ", detail::overlap(q, k) ? "k" : "v",
                                "; only q is to change");
   }
   template <class GQ, class GK, class GV, class Q, class K, class V>
@@ -224,7 +229,7 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
     const Index dim = options_.dim;
     detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
     std::vector<Scalar> odd, even;
-    for_each_distance_block(relative, [&](const DistanceBlock& block) {
+    detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
       const auto sinusoids = maker.template make<Scalar>(block.distances);
       const Index columns = sinusoids.stride;
       odd.assign(static_cast<std::size_t>(dim * columns), 0);
@@ -238,10 +243,10 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
         const Scalar* plus = even.data() + o * columns;
         const Scalar* minus = odd.data() + o * columns;
         Scalar* to = r + o * stride;
-        for (const Mirror& run : block.runs)
+        for (const detail::ColumnRun& run : block.runs)
           for (Index i = 0; i < run.count; ++i)
-            to[run.column + run.step * i] =
-                plus[run.distance + i] - static_cast<Scalar>(run.step) * minus[run.distance + i];
+            to[run.column + run.sign * i] =
+                plus[run.distance + i] - static_cast<Scalar>(run.sign) * minus[run.distance + i];
       }
     });
   }
@@ -263,29 +268,24 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
     sums.bias.resize(static_cast<std::size_t>(dim));
     detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
     std::vector<double> odd, even;
-    for_each_distance_block(relative, [&](const DistanceBlock& block) {
+    detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
       const auto sinusoids = maker.template make<double>(block.distances);
       const Index columns = sinusoids.stride;
       odd.assign(static_cast<std::size_t>(dim * columns), 0);
       even.assign(odd.size(), 0);
       for (Index o = 0; o < dim; ++o)
-        for (const Mirror& run : block.runs)
+        for (const detail::ColumnRun& run : block.runs)
           for (Index i = 0; i < run.count; ++i) {
-            const double gradient = grad_r[o * stride + run.column + run.step * i];
+            const double gradient = grad_r[o * stride + run.column + run.sign * i];
             const auto at = static_cast<std::size_t>(o * columns + run.distance + i);
             even[at] += gradient;
-            odd[at] -= static_cast<double>(run.step) * gradient;
+            odd[at] -= static_cast<double>(run.sign) * gradient;
             sums.bias[static_cast<std::size_t>(o)] += gradient;
           }
       const auto add_weights = [&](const std::vector<double>& gradient, const std::vector<double>& sinusoid,
                                    std::vector<double>& to) {
-        std::vector<double> by_distance(static_cast<std::size_t>(columns * frequencies));
-        for (Index f = 0; f < dim / 2; ++f)
-          for (Index c = 0; c < columns; ++c)
-            by_distance[static_cast<std::size_t>(c * frequencies + f)] =
-                sinusoid[static_cast<std::size_t>(f * columns + c)];
-        detail::add_product(dim, frequencies, columns, detail::Factor<double>{gradient.data(), columns, 1},
-                            by_distance.data(), frequencies, to.data(), frequencies);
+        detail::add_product_transposed(dim, dim / 2, columns, detail::Factor<double>{gradient.data(), columns, 1},
+                                       sinusoid.data(), columns, to.data(), frequencies);
       };
       add_weights(odd, sinusoids.sines, sums.sine_weights);
       add_weights(even, sinusoids.cosines, sums.cosine_weights);
@@ -301,8 +301,8 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
       for (Index o = 0; o < options_.dim; ++o)
         for (Index f = 0; f < options_.dim / 2; ++f) {
           const auto from = static_cast<std::size_t>(o * frequencies + f);
-          grads.weight(o, f * pair_step()) += static_cast<Scalar>(sums.sine_weights[from]);
-          grads.weight(o, f * pair_step() + cosine()) += static_cast<Scalar>(sums.cosine_weights[from]);
+          grads.weight(o, f * pairs().step) += static_cast<Scalar>(sums.sine_weights[from]);
+          grads.weight(o, f * pairs().step + pairs().cosine) += static_cast<Scalar>(sums.cosine_weights[from]);
         }
       for (Index o = 0; grads.bias && o < options_.dim; ++o)
         (*grads.bias)(o) += static_cast<Scalar>(sums.bias[static_cast<std::size_t>(o)]);
@@ -314,65 +314,14 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   }
 
  private:
-  /// Columns column, column + step, ... of relative positions at distances `distance`, `distance` + 1, ... of a block;
-  /// step is the sign of the relative position.
-  struct Mirror {
-    Index distance, column, count, step;
-  };
-
-  /// Some distinct absolute values of relative positions, ascending, and where both of their signs are.
-  struct DistanceBlock {
-    std::span<const double> distances;
-    std::span<const Mirror> runs;
-  };
-
-  /// `relative` need not be sorted, and may repeat.
-  template <class Visit>
-  static void for_each_distance_block(std::span<const double> relative, const Visit& visit) {
-    constexpr std::size_t most = 128;
-    std::vector<std::pair<double, Index>> order(relative.size());  // distance, column
-    for (std::size_t c = 0; c < order.size(); ++c) order[c] = {std::abs(relative[c]), static_cast<Index>(c)};
-    std::sort(order.begin(), order.end());
-    std::vector<double> distances;
-    std::vector<Mirror> runs;
-    std::array<std::size_t, 2> open{};  // one beyond the last run of either sign, or 0
-    const auto hand_out = [&] {
-      visit(DistanceBlock{distances, runs});
-      distances.clear();
-      runs.clear();
-      open = {};
-    };
-    for (const auto& entry : order) {
-      const Index column = entry.second;
-      const bool is_new = distances.empty() || distances.back() != entry.first;
-      if (is_new && distances.size() == most) hand_out();
-      if (is_new) distances.push_back(entry.first);
-      const Mirror start{static_cast<Index>(distances.size()) - 1, column, 1,
-                         relative[static_cast<std::size_t>(column)] < 0 ? -1 : 1};
-      std::size_t& last = open[start.step < 0 ? 0 : 1];
-      Mirror* run = last > 0 ? &runs[last - 1] : nullptr;
-      if (run != nullptr && run->distance + run->count == start.distance &&
-          run->column + run->step * run->count == column) {
-        ++run->count;
-      } else {
-        runs.push_back(start);
-        last = runs.size();
-      }
-    }
-    if (!distances.empty()) hand_out();
-  }
-
   [[nodiscard]] double angle_gradient(const detail::SinusoidMaker& maker, std::span<const double> distances,
                                       const std::vector<double>& odd, const std::vector<double>& even,
                                       const detail::SinusoidColumns<double>& sinusoids) const {
     const Index columns = sinusoids.stride;
     std::vector<double> grad_sines(sinusoids.sines.size()), grad_cosines(grad_sines.size());
-    const auto transposed = [](const detail::Factor<Scalar>& a) {
-      return detail::Factor<Scalar>{a.data, a.column_stride, a.row_stride};
-    };
-    detail::add_product(options_.dim / 2, columns, options_.dim, transposed(sine_weights()), odd.data(), columns,
+    detail::add_product(options_.dim / 2, columns, options_.dim, sine_weights().transposed(), odd.data(), columns,
                         grad_sines.data(), columns);
-    detail::add_product(options_.dim / 2, columns, options_.dim, transposed(cosine_weights()), even.data(), columns,
+    detail::add_product(options_.dim / 2, columns, options_.dim, cosine_weights().transposed(), even.data(), columns,
                         grad_cosines.data(), columns);
     double sum = 0;
     for (std::size_t f = 0; f < frequencies_.size(); ++f)
@@ -384,14 +333,12 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
     return sum;
   }
 
-  /// Of pair f of a sinusoid the sine stands at f·pair_step() and the cosine cosine() after it.
-  [[nodiscard]] Index pair_step() const { return options_.layout == SinusoidLayout::interleaved ? 2 : 1; }
-  [[nodiscard]] Index cosine() const { return options_.layout == SinusoidLayout::interleaved ? 1 : options_.dim / 2; }
+  [[nodiscard]] detail::PairLayout pairs() const { return detail::pair_layout(options_.layout, options_.dim); }
   [[nodiscard]] detail::Factor<Scalar> sine_weights() const {
-    return {this->parameters_.weight.data(), options_.dim, pair_step()};
+    return {this->parameters_.weight.data(), options_.dim, pairs().step};
   }
   [[nodiscard]] detail::Factor<Scalar> cosine_weights() const {
-    return {this->parameters_.weight.data() + cosine(), options_.dim, pair_step()};
+    return {this->parameters_.weight.data() + pairs().cosine, options_.dim, pairs().step};
   }
 
   /// Calls `visit(h, d, h·H + d)`.
@@ -408,7 +355,7 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
       for (Index i = 0; i < q.shape[0]; ++i) visit(q.batch(n) + i * q.strides[0]);
   }
 
-  void add_to_queries(const detail::TensorView<Scalar, 3>& q, Scalar sign, const Executor& executor) const {
+  void add_u(const detail::TensorView<Scalar, 3>& q, Scalar sign, const Executor& executor) const {
     const auto& u = this->parameters_.bias_r_w;
     executor.parallel_for(q.batches(), [&](Index n) {
       for (Index i = 0; i < q.shape[0]; ++i) {
@@ -421,11 +368,6 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
 
   void add_to_bias(ParameterTensor<Scalar, 2>& gradient, const std::vector<double>& sums, double sign) const {
     for_each_feature([&](Index h, Index d, std::size_t i) { gradient(h, d) += static_cast<Scalar>(sign * sums[i]); });
-  }
-
-  template <class A, class B>
-  static bool same_memory(const A& a, const B& b) {
-    return static_cast<const void*>(a.data()) == static_cast<const void*>(b.data());
   }
 
   template <class Q, class K, class V>

@@ -73,11 +73,11 @@ concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, co
 
 /// Declared only: takes what derives from `Module`.
 template <class Derived, class Parameters>
-void of_module(const Module<Derived, Parameters>&);
+void derives_from_module(const Module<Derived, Parameters>&);
 
 template <class M>
 concept DerivesFromModule = requires(const M& m) {
-  of_module(m);
+  derives_from_module(m);
 };
 
 template <class... Modules>
@@ -110,6 +110,10 @@ class PreparedCompose {
 
   void add_to(const auto& tile) const {
     for_each_part([&](auto i) { std::get<i>(parts_).add_to(tile); });
+  }
+
+  [[nodiscard]] bool heads_are_independent() const {
+    return std::apply([](const auto&... part) { return (part.heads_are_independent() && ...); }, parts_);
   }
 
   [[nodiscard]] auto accumulator(auto&& grad_q, auto&& grad_k) const {
@@ -226,8 +230,8 @@ class Compose : public Module<Compose<Modules...>> {
     });
   }
 
-  /// What all modules add to logits, given q and k as `mod_qkv` left them, ready for tiles. Refers to the modules.
-  /// Throws what their `prepare` throws.
+  /// What all modules add to logits, given q and k as `mod_qkv` left them, ready for tiles. Refers to the modules and,
+  /// where a bias looks at queries, to q. Throws what their `prepare` throws.
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::PreparedByAll<Q, K, Modules...>
   [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
@@ -236,6 +240,8 @@ class Compose : public Module<Compose<Modules...>> {
   }
   template <HeadsTensor Q, HeadsTensor K>
   void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
+  template <class S, int Rank, int Layout, class I, HeadsTensor K>
+  void prepare(const Eigen::Tensor<S, Rank, Layout, I>&& q, const K& k, const PairPositions& = {}) const& = delete;
 
   /// The checks of all modules.
   void check_mod_x(auto&& x, const TokenPositions& at = {}) const {
@@ -294,7 +300,7 @@ class Compose : public Module<Compose<Modules...>> {
 
   template <std::size_t I>
   void undo(auto& q, auto& k, auto& v, const PairPositions& at) const {
-    if constexpr (derived(I)) get<I>().undo_mod_qkv(q, k, v, at);
+    if constexpr (derived(I) || requires { get<I>().undo_mod_qkv(q, k, v, at); }) get<I>().undo_mod_qkv(q, k, v, at);
   }
 
   static void for_each(const auto& visit) { detail::for_each_constant<sizeof...(Modules)>(visit); }

@@ -95,6 +95,7 @@ inline constexpr bool leaves_mask_alone = requires {
 struct NothingPrepared {
   struct Accumulator {};
   void add_to(const auto& /*tile*/) const {}
+  [[nodiscard]] bool heads_are_independent() const { return true; }
   [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return {}; }
   void accumulate(const auto& /*tile*/, Accumulator&) const {}
   void finish(const Accumulator&, auto& /*grads*/) const {}
@@ -157,15 +158,21 @@ class Module {
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V, HeadsTensor Q1, HeadsTensor K1, HeadsTensor V1>
   void mod_mask_backward(M&&, Q&&, K&&, V&&, const Q1&, const K1&, const V1&, const PairPositions&, Gradients&) const {}
 
-  /// What `mod_mask` adds, given q and k as `mod_qkv` left them, ready for tiles of logits: an object with
-  /// `add_to(tile)` and the adjoint `accumulate(tile, sums)`. A module with a `mod_mask` of its own also has a
-  /// `prepare` of its own, or none.
+  /// What `mod_mask` adds, given q and k as `mod_qkv` left them, ready for tiles of logits. It may refer to the module
+  /// and to q, and has
+  ///   - `add_to(tile)`, for any tiles, from any thread;
+  ///   - `accumulator(grad_q, grad_k)`: what gradients of tiles add up to, and where those of q and k are added;
+  ///   - `accumulate(tile of the gradient, sums)`: its tiles come one after another, unless they are of different heads
+  ///     and `heads_are_independent()`;
+  ///   - `finish(sums, grads)`, which adds to the parameters' gradients.
+  /// A module with a `mod_mask` of its own also has a `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::leaves_mask_alone<Derived>
   [[nodiscard]] NothingPrepared prepare(const Q&, const K&, const PairPositions& = {}) const { return {}; }
 
   /// Each throws what the hook of its name would throw for the same arguments, and writes nothing. `Compose` asks all
-  /// of its modules before the first of them writes.
+  /// of its modules before the first of them writes; so a hook that can throw needs its check, or others may have
+  /// written before it does.
   void check_mod_x(const auto&...) const {}
   void check_mod_qkv(const auto&...) const {}
   void check_mod_mask(const auto&...) const {}

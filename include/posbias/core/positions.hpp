@@ -40,6 +40,8 @@ class Positions {
  public:
   /// Integers beyond this are refused, so that a difference of two always fits 64 bits.
   static constexpr std::int64_t limit = (std::int64_t{1} << 62) - 1;
+  /// Reals beyond this are refused, so that a difference of two is always finite.
+  static constexpr double real_limit = 0x1p1022;
 
   /// "Not given": 0 .. L-1.
   Positions() = default;
@@ -180,6 +182,9 @@ class TokenLocations {
     for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
       if (!detail::is_finite(positions_.reals_[i]))
         reject(position, "at index ", i, " is ", positions_.reals_[i], "; positions must be finite");
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
+      if (std::abs(positions_.reals_[i]) > Positions::real_limit)
+        reject(position, "at index ", i, " is ", positions_.reals_[i], "; reals must lie within ±2^1022");
   }
 
   /// The tokens [first(), tokens) have a position.

@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <concepts>
+#include <cstdint>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -199,6 +200,16 @@ AttentionShape attention_shape(std::string_view module, std::string_view hook, c
   if (value.leading != query.leading || value.shape[0] != key.shape[0] || value.shape[1] != groups)
     reject("v", v, "(B, *, L2, NH, any) with the same B, *, and the L2 and NH of k");
   return {query.leading, heads, query.shape[0], key.shape[0]};
+}
+
+/// Whether two tensors share memory.
+template <TensorLike A, TensorLike B>
+bool overlap(const A& a, const B& b) {
+  const auto first = [](const auto& tensor) { return reinterpret_cast<std::uintptr_t>(tensor.data()); };
+  const auto end = [&](const auto& tensor) {
+    return first(tensor) + static_cast<std::size_t>(tensor.size()) * sizeof(*tensor.data());
+  };
+  return first(a) < end(b) && first(b) < end(a);
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.

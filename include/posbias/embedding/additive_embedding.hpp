@@ -36,7 +36,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   /// are. Cost O(L·dim) for the rows, O(B·L·dim) for the sum. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
-    const Tokens tokens("mod_x", "x", detail::view<2>(x), at, derived());
+    const Tokens<Scalar> tokens("mod_x", "x", detail::view<2>(x), at, derived());
     at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
       detail::visit_token_block(tokens.locations, tokens.view.batches(), index, [&](detail::TokenBlock block) {
         const Index dim = derived().dim();
@@ -52,9 +52,9 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
 
   /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch, on the calling
   /// thread. Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 2> G>
-  void mod_x_backward(G&& grad_x, const TokenPositions& at, Gradients& grads) const {
-    const Tokens tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
+  template <TensorOf<Scalar, 2> G>
+  void mod_x_backward(const G& grad_x, const TokenPositions& at, Gradients& grads) const {
+    const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
     if (!this->has_parameters()) return;
     std::vector<double> rows;
@@ -73,11 +73,11 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
 
   template <WritableTensorOf<Scalar, 2> X>
   void check_mod_x(X&& x, const TokenPositions& at = {}) const {
-    (void)Tokens("mod_x", "x", detail::view<2>(x), at, derived());
+    (void)Tokens<Scalar>("mod_x", "x", detail::view<2>(x), at, derived());
   }
-  template <WritableTensorOf<Scalar, 2> G>
-  void check_mod_x_backward(G&& grad_x, const TokenPositions& at, const Gradients& grads) const {
-    (void)Tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
+  template <TensorOf<Scalar, 2> G>
+  void check_mod_x_backward(const G& grad_x, const TokenPositions& at, const Gradients& grads) const {
+    (void)Tokens<const Scalar>("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
   }
 
@@ -96,12 +96,13 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Strided = Eigen::Map<Values<S>, Eigen::Unaligned, Eigen::InnerStride<>>;
 
   /// A checked view of x, or of its gradient, with where its tokens are.
+  template <class S>
   struct Tokens {
-    detail::TensorView<Scalar, 2> view;
+    detail::TensorView<S, 2> view;
     TokenLocations locations;
     TokenFlags flags;
 
-    Tokens(std::string_view hook, std::string_view argument, const detail::TensorView<Scalar, 2>& x,
+    Tokens(std::string_view hook, std::string_view argument, const detail::TensorView<S, 2>& x,
            const TokenPositions& at, const Derived& module)
         : view(x),
           locations(Derived::name, hook, "pos", at.pos, x.leading, x.shape[0]),
@@ -116,7 +117,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     template <class Visit>
     void for_each(const detail::TokenBlock& block, const Visit& visit) const {
       for (Index n = block.first_batch; n < block.end_batch; ++n) {
-        Scalar* batch = view.batch(n);
+        S* batch = view.batch(n);
         for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row) {
           const Index token = block.first_token + row;
           if (flags(n, token)) visit(row, batch + token * view.strides[0], view.strides[1]);

@@ -75,7 +75,7 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
       rows = std::copy_n(this->parameters_.weight.data() + offset(position), dim(), rows);
   }
 
-  /// Adjoint of `embed`. The tokens of one position are summed in double and rounded once.
+  /// Adjoint of `embed`. The tokens of one position in a block are summed in double and rounded once.
   void embed_backward(std::span<const double> positions, const double* grad_rows, Gradients& grads) const {
     std::vector<std::size_t> order(positions.size());
     std::iota(order.begin(), order.end(), std::size_t{0});

@@ -75,10 +75,7 @@ class Sinusoidal : public AdditiveEmbedding<Sinusoidal<Scalar>, Scalar, Divide<S
   }
 
  private:
-  [[nodiscard]] detail::PairLayout layout() const {
-    if (options_.layout == SinusoidLayout::interleaved) return {2, 1};
-    return {1, options_.dim / 2};
-  }
+  [[nodiscard]] detail::PairLayout layout() const { return detail::pair_layout(options_.layout, dim()); }
 
   Options options_;
   std::vector<double> frequencies_;

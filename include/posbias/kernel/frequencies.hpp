@@ -39,6 +39,11 @@ struct PairLayout {
   Index step, cosine;
 };
 
+inline PairLayout pair_layout(SinusoidLayout layout, Index dim) {
+  if (layout == SinusoidLayout::interleaved) return {2, 1};
+  return {1, dim / 2};
+}
+
 /// One row of sines and cosines for each position.
 template <class Scalar>
 void fill_sines_and_cosines(std::span<const double> positions, double divisor, std::span<const double> frequencies,
@@ -62,8 +67,8 @@ struct SinusoidColumns {
 };
 
 /// Makes `SinusoidColumns`. An integer position is an anchor, a multiple of 32, and a step from there: the sines and
-/// cosines of few anchors and of 32 steps give those of a long range by one complex product each, to within two
-/// roundings of double. What a position gets depends on nothing but the position.
+/// cosines of few anchors and of 32 steps give those of a long range by one complex product each, as close to the truth
+/// as the rounding of the angle is. What a position gets depends on nothing but the position.
 class SinusoidMaker {
  public:
   SinusoidMaker(std::span<const double> frequencies, double divisor)
@@ -71,6 +76,7 @@ class SinusoidMaker {
 
   [[nodiscard]] double angle(double position, std::size_t f) const { return position / divisor_ * frequencies_[f]; }
 
+  /// Positions are distinct and ascend.
   template <class Scalar>
   [[nodiscard]] SinusoidColumns<Scalar> make(std::span<const double> positions) {
     SinusoidColumns<Scalar> result;
@@ -107,7 +113,7 @@ class SinusoidMaker {
     std::array<std::size_t, anchor> step;
     for (std::size_t c = 0; c < positions.size(); ++c) {
       step[c] = static_cast<std::size_t>(positions[c] - base);
-      know(step[c]);
+      compute_step(step[c]);
     }
     for (std::size_t f = 0; f < frequencies_.size(); ++f) {
       const Pair at = pair(base, f);
@@ -122,7 +128,7 @@ class SinusoidMaker {
     }
   }
 
-  void know(std::size_t step) {
+  void compute_step(std::size_t step) {
     if (known_[step]) return;
     known_[step] = true;
     for (std::size_t f = 0; f < frequencies_.size(); ++f)

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -60,7 +61,8 @@ class PositionMlp {
   /// Features that come out.
   [[nodiscard]] Index outputs() const { return last_ ? last_->outputs() : hidden_.front().linear.outputs(); }
 
-  /// Calls `write(feature, position, value)` for features [first, first + count) of every position, both counted from
+  /// Calls `write(feature, position, value)` for features [first, first + count) of every position, or for all of them
+  /// where there is no last layer to choose from: then first is 0 and count is outputs(). Both are counted from
   /// 0.
   template <class Write>
   void evaluate(std::span<const double> positions, Index first, Index count, const Write& write) const {
@@ -139,14 +141,6 @@ class PositionMlp {
     }
     [[nodiscard]] double* row(Index f) { return values.data() + f * columns; }
     [[nodiscard]] const double* row(Index f) const { return values.data() + f * columns; }
-
-    /// Positions by features, rows padded to whole lanes of features.
-    [[nodiscard]] Block transposed() const {
-      Block result(columns, features);
-      for (Index f = 0; f < features; ++f)
-        for (Index p = 0; p < columns; ++p) result.row(p)[f] = row(f)[p];
-      return result;
-    }
   };
 
   /// What lies between forward and backward of a hidden layer.
@@ -189,10 +183,9 @@ class PositionMlp {
     [[nodiscard]] Block backward(const Block& grad_y, const Block& x, Index first, LayerSums& sums) const {
       for (Index f = 0; f < grad_y.features; ++f)
         for (Index p = 0; p < grad_y.columns; ++p) sums.bias[static_cast<std::size_t>(first + f)] += grad_y.row(f)[p];
-      const Block by_position = x.transposed();
-      detail::add_product(grad_y.features, sums.weight.columns, grad_y.columns,
-                          detail::Factor<double>{grad_y.row(0), grad_y.columns, 1}, by_position.row(0),
-                          by_position.columns, sums.weight.row(first), sums.weight.columns);
+      detail::add_product_transposed(grad_y.features, inputs(), grad_y.columns,
+                                     detail::Factor<double>{grad_y.row(0), grad_y.columns, 1}, x.row(0), x.columns,
+                                     sums.weight.row(first), sums.weight.columns);
       Block grad_x(inputs(), grad_y.columns);
       const detail::Factor<Scalar> columns{weight.data() + first * inputs(), 1, inputs()};
       detail::add_product(inputs(), grad_y.columns, grad_y.features, columns, grad_y.row(0), grad_y.columns,

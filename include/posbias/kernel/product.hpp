@@ -37,6 +37,8 @@ template <class Scalar>
 struct Factor {
   const Scalar* data;
   Index row_stride, column_stride;
+
+  [[nodiscard]] Factor transposed() const { return {data, column_stride, row_stride}; }
 };
 
 /// As many rows as there are indices, all columns: b is read once for them all, and c stays in registers. `a` holds
@@ -71,6 +73,18 @@ void add_product(Index rows, Index columns, Index terms, Factor<A> a, const Scal
   Index i = 0;
   for (; i + together <= rows; i += together) add(std::make_index_sequence<together>(), i);
   for (; i < rows; ++i) add(std::make_index_sequence<1>(), i);
+}
+
+/// c (rows, columns) += a (rows, terms) · bᵀ, where b is (columns, terms). b and c are row-major, and the rows of c are
+/// padded to whole lanes.
+template <class A, class Scalar>
+void add_product_transposed(Index rows, Index columns, Index terms, Factor<A> a, const Scalar* b, Index b_stride,
+                            Scalar* c, Index c_stride) {
+  const Index padded = whole_lanes<Scalar>(columns);
+  std::vector<Scalar> by_term(static_cast<std::size_t>(terms * padded));
+  for (Index j = 0; j < columns; ++j)
+    for (Index t = 0; t < terms; ++t) by_term[static_cast<std::size_t>(t * padded + j)] = b[j * b_stride + t];
+  add_product(rows, padded, terms, a, by_term.data(), padded, c, c_stride);
 }
 
 }  // namespace posbias::detail

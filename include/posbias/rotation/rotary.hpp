@@ -157,10 +157,11 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     if (query.shape[2] != options_.head_dim)
       detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
                                " features per head; head_dim = ", options_.head_dim);
-    const bool same = query.data == key.data && query.data != nullptr;
-    if (same && (query.shape != key.shape || at.q.given() || at.k.given()))
+    const bool same = detail::overlap(q, k);
+    const bool one = query.data == key.data && query.shape == key.shape && query.strides == key.strides;
+    if (same && (!one || at.q.given() || at.k.given()))
       detail::fail<ShapeError>(name, "::", hook,
-                               ": q and k are the same memory; they need the same shape and positions");
+                               ": q and k share memory; they must be one tensor, at the same positions");
     std::vector<Side> result;
     result.push_back({query, std::move(locations.q)});
     if (!same) result.push_back({key, std::move(locations.k)});
@@ -171,9 +172,9 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   template <class GQ, class GK, class GV, class Q, class K, class V>
   [[nodiscard]] std::vector<Side> backward_sides(GQ& grad_q, GK& grad_k, const GV& grad_v, const Q& q, const K& k,
                                                  const V& v, const PairPositions& at, const Gradients& grads) const {
+    detail::check_gradient_shapes(name, "mod_qkv_backward", grad_q, grad_k, grad_v, q, k, v);
     std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
     this->check_gradients("mod_qkv_backward", grads);
-    detail::check_gradient_shapes(name, "mod_qkv_backward", grad_q, grad_k, grad_v, q, k, v);
     return result;
   }
 
