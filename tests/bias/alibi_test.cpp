@@ -149,9 +149,9 @@ TEST_CASE("ALiBi: blocked is -inf, so a row masked elsewhere cannot fall back on
 TEST_CASE("ALiBi: finite positions give no NaN and no -0") {
   const ALiBi<double> module({.n_heads = 2, .use_n_heads = 1});
   Eigen::Tensor<double, 1> far(2);
-  far.setValues({1e308, -1e308});
+  far.setValues({0x1p1022, -0x1p1022});
   const auto bias = module.bias(2, 2, {.q_k = far});
-  CHECK(head(bias, 0) == std::vector<double>{0, blocked, blocked, 0});  // the distance overflows
+  CHECK(head(bias, 0) == std::vector<double>{0, -0x1p1015, -0x1p1015, 0});  // 2^1023 / 256
   CHECK(head(bias, 1) == std::vector<double>(4, 0));
   const auto diagonals = module.diagonals(2, 2);
   CHECK_FALSE(std::signbit(diagonals(0, 1)));
@@ -245,6 +245,9 @@ TEST_CASE("ALiBi names what is wrong and writes nothing") {
         }) == "ALiBi::mod_mask: positions q_k and k are both given; give q_k alone, or q and k");
   CHECK(message_of<PositionError>([&] { module.mod_mask_backward(mask, {.q = reals}, grads); }) ==
         "ALiBi::mod_mask_backward: q at index 2 is nan; positions must be finite");
+  reals.setConstant(1.5e308);
+  CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.q = reals}); }) ==
+        "ALiBi::mod_mask: q at index 0 is 1.5e+308; reals must lie within ±2^1022");
   CHECK(message_of<ShapeError>([&] { (void)module.bias(Index{1} << 62, 4); }) ==
         "ALiBi::bias: L1 = 4611686018427387904, L2 = 4; no tensor can be so large");
   CHECK(untouched());

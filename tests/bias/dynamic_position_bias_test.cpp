@@ -230,6 +230,9 @@ TEST_CASE("DynamicPositionBias names what is wrong and writes nothing") {
   reals.setValues({0.5, 1.5, std::nan(""), 3.5, 4.5});
   CHECK(message_of<PositionError>([&] { module.mod_mask(mask, q, k, k, {.q = reals}); }) ==
         "DynamicPositionBias::mod_mask: q at index 2 is nan; positions must be finite");
+  reals.setConstant(1.5e308);
+  CHECK(message_of<PositionError>([&] { module.mod_mask(mask, q, k, k, {.q = reals}); }) ==
+        "DynamicPositionBias::mod_mask: q at index 0 is 1.5e+308; reals must lie within ±2^1022");
   auto others = DynamicPositionBias<float>({.dim = 3, .n_heads = 4}).zero_gradients();
   CHECK(message_of<ShapeError>([&] { module.mod_mask_backward(mask, {}, others); }) ==
         "DynamicPositionBias::mod_mask_backward: grads entry mlp.0.0.weight has shape (3, 1); the parameter has "

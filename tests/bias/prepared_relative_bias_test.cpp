@@ -11,49 +11,16 @@
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 #include "support/catch.hpp"
+#include "support/draw_positions.hpp"
 #include "support/numbers.hpp"
 
 namespace {
 
 using namespace posbias;
+using posbias_test::draw;
+using posbias_test::draw_positions;
 using posbias_test::Numbers;
 using Logits = Eigen::Tensor<double, 4, Eigen::RowMajor>;
-
-/// A whole number in [0, count).
-Index draw(Numbers& numbers, Index count) {
-  return static_cast<Index>(numbers.below(static_cast<std::uint64_t>(count)));
-}
-
-/// Positions of every kind: a range, few or many ids, shared or a row per batch entry, some rows consecutive, reals.
-Positions draw_positions(Numbers& numbers, Index batches, Index tokens, bool reals) {
-  const Index count = draw(numbers, tokens + 1);
-  const Index spread = draw(numbers, 2) == 0 ? 4 : 100'000;
-  const auto id = [&](Index i, bool consecutive) { return consecutive ? 7 + i : draw(numbers, spread); };
-  switch (draw(numbers, 4)) {
-    case 0:
-      return Positions::range(draw(numbers, 50) - 25 + (Index{1} << 40) * draw(numbers, 2));
-    case 1: {
-      Eigen::Tensor<std::int64_t, 1> ids(count);
-      const bool consecutive = draw(numbers, 2) == 0;
-      for (Index i = 0; i < count; ++i) ids(i) = id(i, consecutive);
-      return ids;
-    }
-    case 2: {
-      Eigen::Tensor<std::int64_t, 2> ids(batches, count);
-      for (Index n = 0; n < batches; ++n) {
-        const bool consecutive = draw(numbers, 2) == 0;
-        for (Index i = 0; i < count; ++i) ids(n, i) = id(i, consecutive);
-      }
-      return ids;
-    }
-    default: {
-      Eigen::Tensor<double, 2> ids(batches, count);
-      for (Index n = 0; n < batches; ++n)
-        for (Index i = 0; i < count; ++i) ids(n, i) = static_cast<double>(id(i, false)) + (reals ? 0.25 : 0);
-      return ids;
-    }
-  }
-}
 
 /// A mask and its gradient in tiles are the mask and its gradient.
 template <class Bias>

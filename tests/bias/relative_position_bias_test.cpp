@@ -191,6 +191,9 @@ TEST_CASE("RelativePositionBias names what is wrong and writes nothing") {
   keys.setValues({0, 1, 2, 3, 1e30, 5, 6});
   CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.k = keys}); }) ==
         "RelativePositionBias::mod_mask: k at index 4 is 1e+30; integers strictly between -2^62 and 2^62 are needed");
+  keys.setConstant(1.5e308);
+  CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.k = keys}); }) ==
+        "RelativePositionBias::mod_mask: k at index 0 is 1.5e+308; reals must lie within ±2^1022");
   CHECK(message_of<ShapeError>([&] { (void)module(-1, 5, 7); }) ==
         "RelativePositionBias: batch = -1; it must not be negative");
   auto grads = module.zero_gradients();

@@ -539,6 +539,114 @@ TEST_CASE("TransformerXL in tiles is the bias of the whole mask, and its gradien
   }
 }
 
+/// An attention of one batch entry, and what mod_mask and its adjoint make of it.
+struct Call {
+  Tensor<double> mask, grad_q;
+  TransformerXL<double>::Gradients grads;
+};
+
+/// Adds the gradients of a call to those of `to`, whose mask it makes.
+void run(const TransformerXL<double>& module, const Tensor<double>& q, const Tensor<double>& grad_mask,
+         const PairPositions& at, Call& to) {
+  Tensor<double> k(1, grad_mask.dimension(3), q.dimension(2), q.dimension(3));
+  k.setZero();
+  to.mask = module.make_mask(q, k, k, at);
+  module.mod_mask_backward(grad_mask, to.grad_q, k, k, q, k, k, at, to.grads);
+}
+
+Call run(const TransformerXL<double>& module, const Tensor<double>& q, const Tensor<double>& grad_mask,
+         const PairPositions& at) {
+  Call call{{}, q, module.zero_gradients()};
+  call.grad_q.setZero();
+  run(module, q, grad_mask, at, call);
+  return call;
+}
+
+Tensor<double> numbers_of(Index L1, Index b, Index c, std::uint64_t seed) {
+  Tensor<double> tensor(1, L1, b, c);
+  Numbers numbers(seed);
+  for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] = numbers.value();
+  return tensor;
+}
+
+/// The part of a tensor along one dimension.
+Tensor<double> part(const Tensor<double>& tensor, int dimension, Index begin, Index count) {
+  Eigen::array<Index, 4> offsets{}, extents = tensor.dimensions();
+  offsets[static_cast<std::size_t>(dimension)] = begin;
+  extents[static_cast<std::size_t>(dimension)] = count;
+  return tensor.slice(offsets, extents);
+}
+
+void check_gradients(const TransformerXL<double>::Gradients& actual, const TransformerXL<double>::Gradients& expected) {
+  const Named values = named(expected);
+  for (const auto& [name, gradient] : named(actual)) {
+    INFO(name);
+    CHECK(largest(values.at(name)) > 0);
+    check_close(gradient, values.at(name), 1e-11);
+  }
+}
+
+TEST_CASE("TransformerXL: more keys than a strip of columns is wide are those keys chunk by chunk") {
+  const TransformerXL<double> module({.dim = 12, .n_heads = 3, .divide = 2, .learned_div = true}, 5);
+  const Index L1 = 37, L2 = 2600, chunk = 100;
+  const auto q = numbers_of(L1, 3, 4, 1), grad_mask = numbers_of(3, L1, L2, 2);
+  const Call whole = run(module, q, grad_mask, {.q = Positions::range(1300)});
+  Call chunks{{}, q, module.zero_gradients()};
+  chunks.grad_q.setZero();
+  for (Index begin = 0; begin < L2; begin += chunk) {
+    INFO("keys from " << begin);
+    run(module, q, part(grad_mask, 3, begin, chunk), {.q = Positions::range(1300), .k = Positions::range(begin)},
+        chunks);
+    CHECK(flat(chunks.mask) == flat(part(whole.mask, 3, begin, chunk)));
+  }
+  check_close(flat(chunks.grad_q), flat(whole.grad_q), 1e-11);
+  check_gradients(chunks.grads, whole.grads);
+}
+
+TEST_CASE("TransformerXL: queries in any order get what they get in order") {
+  const TransformerXL<double> module({.dim = 12, .n_heads = 3, .divide = 2, .learned_div = true}, 5);
+  const Index L1 = 150, L2 = 5;
+  const auto q = numbers_of(L1, 3, 4, 1), grad_mask = numbers_of(3, L1, L2, 2);
+  const Call ordered = run(module, q, grad_mask, {});
+  Eigen::Tensor<std::int64_t, 1> order(L1);
+  for (Index i = 0; i < L1; ++i) order(i) = i * 67 % L1;  // 67 and 150 have no divisor in common
+  auto shuffled_q = q, expected_grad_q = q;
+  auto shuffled_mask = grad_mask, expected_mask = grad_mask;
+  for (Index i = 0; i < L1; ++i) {
+    shuffled_q.chip<1>(i) = q.chip<1>(order(i));
+    shuffled_mask.chip<2>(i) = grad_mask.chip<2>(order(i));
+    expected_mask.chip<2>(i) = ordered.mask.chip<2>(order(i));
+    expected_grad_q.chip<1>(i) = ordered.grad_q.chip<1>(order(i));
+  }
+  const Call shuffled = run(module, shuffled_q, shuffled_mask, {.q = order});
+  CHECK(flat(shuffled.mask) == flat(expected_mask));
+  check_close(flat(shuffled.grad_q), flat(expected_grad_q), 1e-11);
+  check_gradients(shuffled.grads, ordered.grads);
+}
+
+TEST_CASE("TransformerXL: where reals do not repeat a query's gradient does not see the other queries") {
+  const TransformerXL<double> module({.dim = 12, .n_heads = 3, .divide = 2, .learned_div = true}, 5);
+  const Index L1 = 21, L2 = 30;
+  const auto q = numbers_of(L1, 3, 4, 1), grad_mask = numbers_of(3, L1, L2, 2);
+  const auto roots = [](Index first, Index count) {
+    Eigen::Tensor<double, 1> values(count);
+    for (Index i = 0; i < count; ++i) values(i) = 100 + 10 * std::sqrt(static_cast<double>(first + i) + 0.5);
+    return values;
+  };
+  const Call whole = run(module, q, grad_mask, {.q = roots(7, L1), .k = roots(0, L2)});
+  auto sums = module.zero_gradients();
+  for (Index i = 0; i < L1; ++i) {
+    INFO("query " << i);
+    Call one{{}, part(whole.grad_q, 1, i, 1), sums};
+    one.grad_q.setZero();
+    run(module, part(q, 1, i, 1), part(grad_mask, 2, i, 1), {.q = roots(7 + i, 1), .k = roots(0, L2)}, one);
+    CHECK(flat(one.mask) == flat(part(whole.mask, 2, i, 1)));
+    CHECK(flat(one.grad_q) == flat(part(whole.grad_q, 1, i, 1)));
+    sums = one.grads;
+  }
+  check_gradients(sums, whole.grads);
+}
+
 TEST_CASE("TransformerXL: the learned divisor starts at divide and is clamped from below") {
   const TransformerXLOptions options{.dim = 8, .n_heads = 2, .divide = 30};
   TransformerXLOptions learning = options;
@@ -637,6 +745,14 @@ TEST_CASE("TransformerXL names what is wrong and writes nothing") {
         "need (B, *, NH, L1, L2)");
   CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, k); }) ==
         "TransformerXL::mod_qkv: q shares memory with k; only q is to change");
+  // A part of k.
+  Eigen::TensorMap<Heads> within(k.data() + 96, 2, 5, 3, 8);
+  Heads long_v(2, 7, 3, 8);
+  long_v.setConstant(0.5F);
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(within, k, long_v); }) ==
+        "TransformerXL::mod_qkv: q shares memory with k; only q is to change");
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(within, long_v, k); }) ==
+        "TransformerXL::mod_qkv: q shares memory with v; only q is to change");
   const auto backward = [&](auto& into, Heads& grad_mask, Heads& query, Heads& key) {
     return [&] { module.mod_mask_backward(grad_mask, query, key, key, query, key, key, {}, into); };
   };
@@ -659,6 +775,9 @@ TEST_CASE("TransformerXL names what is wrong and writes nothing") {
         "TransformerXL::mod_mask: q at index 2 is nan; positions must be finite");
   CHECK(message_of<PositionError>([&] { module.mod_mask_backward(mask, q, k, k, q, k, k, {.q = reals}, grads); }) ==
         "TransformerXL::mod_mask_backward: q at index 2 is nan; positions must be finite");
+  reals.setConstant(1.5e308);
+  CHECK(message_of<PositionError>([&] { module.mod_mask(mask, q, k, k, {.q = reals}); }) ==
+        "TransformerXL::mod_mask: q at index 0 is 1.5e+308; reals must lie within ±2^1022");
 
   for (const Heads* tensor : all_tensors)
     CHECK(std::all_of(tensor->data(), tensor->data() + tensor->size(), [](float value) { return value == 0.5F; }));

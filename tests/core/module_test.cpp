@@ -47,6 +47,15 @@ class Dividing : public posbias::Module<Dividing, posbias::Divide<double>> {
   [[nodiscard]] bool learns() const { return has_parameters(); }
 };
 
+/// Turns queries about, and does not say how to turn them back.
+class Turning : public posbias::Module<Turning> {
+ public:
+  template <posbias::TensorLike Q, posbias::TensorLike K, posbias::TensorLike V>
+  void mod_qkv(Q&& q, K&&, V&&, const posbias::PairPositions& = {}) const {
+    for (Index i = 0; i < q.size(); ++i) q.data()[i] *= -1;
+  }
+};
+
 struct TwoWeights {
   posbias::ParameterTensor<float, 2> first;
   posbias::ParameterTensor<float, 1> second;
@@ -83,7 +92,7 @@ concept Undoes = requires(const M& module, const Row<float, 4>& q) {
   module.undo_mod_qkv(q, q, q);
 };
 static_assert(Prepares<Identity> && Prepares<Weighted> && !Prepares<Thousand>);
-static_assert(Undoes<Identity> && Undoes<Thousand>);
+static_assert(Undoes<Identity> && Undoes<Thousand> && !Undoes<Turning>);
 
 static_assert(PositionalModule<Identity, float> && PositionalModule<Identity, double>);
 static_assert(PositionalModule<Thousand, float>);

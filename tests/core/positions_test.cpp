@@ -2,6 +2,7 @@
 #include "posbias/core/positions.hpp"
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
@@ -252,7 +253,7 @@ TEST_CASE("reals stay reals unless all of them are integers", "[positions]") {
 }
 
 TEST_CASE("reals may be larger than any integer", "[positions]") {
-  for (const double huge : {0x1p62, -0x1p62, 0x1p63, 1e300, std::numeric_limits<double>::max()}) {
+  for (const double huge : {0x1p62, -0x1p62, 0x1p63, 1e300, 0x1p1022, -0x1p1022}) {
     const Positions positions = list<double>({huge, 1});
     const auto at = locate(positions, 2);
     CHECK_FALSE(at.integral());
@@ -289,6 +290,20 @@ TEST_CASE("positions are finite", "[positions]") {
   CHECK(error(below, 2) == "M::hook: pos at index 0 is -inf; positions must be finite");
   const Positions in_a_batch = rows<double>({{1, 2}, {3, not_a_number}});
   CHECK(error(in_a_batch, 2, {2}) == "M::hook: pos at index 3 is nan; positions must be finite");
+}
+
+TEST_CASE("reals beyond 2^1022 are refused, so that differences are finite", "[positions]") {
+  const Positions extremes = list<double>({0x1p1022, -0x1p1022});
+  CHECK(std::isfinite(reals(locate(extremes, 2))[0] - reals(locate(extremes, 2))[1]));
+  const Positions above = list<double>({1.5e308, 1});
+  CHECK(error(above, 2) == "M::hook: pos at index 0 is 1.5e+308; reals must lie within ±2^1022");
+  const Positions below = rows<double>({{1, 2}, {-1.5e308, 3}});
+  CHECK(error(below, 2, {2}) == "M::hook: pos at index 2 is -1.5e+308; reals must lie within ±2^1022");
+  const Positions next = list<double>({std::nextafter(0x1p1022, 0x1p1023)});
+  CHECK(error(next, 1).find("reals must lie within") != std::string::npos);
+  // What is no number is named first, wherever it is.
+  const Positions both = list<double>({1.5e308, not_a_number});
+  CHECK(error(both, 2) == "M::hook: pos at index 1 is nan; positions must be finite");
 }
 
 TEST_CASE("modules may need integers", "[positions]") {

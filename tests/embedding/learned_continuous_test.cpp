@@ -219,6 +219,9 @@ TEST_CASE("LearnedContinuous names what is wrong and writes nothing") {
         "LearnedContinuous::mod_x: pos at index 2 is nan; positions must be finite");
   CHECK(message_of<PositionError>([&] { module.mod_x_backward(x, {.pos = reals}, grads); }) ==
         "LearnedContinuous::mod_x_backward: pos at index 2 is nan; positions must be finite");
+  reals.setConstant(1.5e308);
+  CHECK(message_of<PositionError>([&] { module.mod_x(x, {.pos = reals}); }) ==
+        "LearnedContinuous::mod_x: pos at index 0 is 1.5e+308; reals must lie within ±2^1022");
   const LearnedContinuous<float> wider({.dim = 10});
   CHECK(message_of<ShapeError>([&] { wider.mod_x(x); }) == "LearnedContinuous::mod_x: x has 8 features; dim = 10");
 

@@ -175,6 +175,8 @@ TEST_CASE("LearnedVocab names what is wrong and writes nothing") {
   CHECK(message({.pos = reals}) == "pos at index 2 is 1e+30; integers in [0, 107) are needed");
   reals(2) = std::numeric_limits<double>::quiet_NaN();
   CHECK(message({.pos = reals}) == "pos at index 2 is nan; positions must be finite");
+  reals.setConstant(1.5e308);
+  CHECK(message({.pos = reals}) == "pos at index 0 is 1.5e+308; reals must lie within ±2^1022");
   Tensor<std::int64_t, 1> surplus(6);
   surplus.setZero();
   CHECK(message({.pos = surplus}) == "pos has 6 positions for 5 tokens");

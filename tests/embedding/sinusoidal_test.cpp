@@ -106,6 +106,10 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
   CHECK(message(position, {.pos = reals}) == "Sinusoidal::mod_x: pos at index 2 is nan; positions must be finite");
   reals.setValues({100, 101, 102, -std::numeric_limits<double>::infinity(), 104});
   CHECK(message(position, {.pos = reals}) == "Sinusoidal::mod_x: pos at index 3 is -inf; positions must be finite");
+  reals(0) = 1.5e308;
+  reals(3) = 103;
+  CHECK(message(position, {.pos = reals}) ==
+        "Sinusoidal::mod_x: pos at index 0 is 1.5e+308; reals must lie within ±2^1022");
   Eigen::Tensor<std::int64_t, 1> ids(6);
   ids.setConstant(7);
   CHECK(message(position, {.pos = ids}) == "Sinusoidal::mod_x: pos has 6 positions for 5 tokens");

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <span>
 #include <vector>
 
 #include "reference/reference.hpp"
@@ -13,6 +15,7 @@
 using posbias::Index;
 using posbias::detail::fill_sines_and_cosines;
 using posbias::detail::inverse_frequencies;
+using posbias::detail::SinusoidMaker;
 namespace reference = posbias_test::reference;
 
 namespace {
@@ -29,6 +32,66 @@ double largest_error(double position, double divisor, Index dim) {
   for (std::size_t f = 0; f < row.size(); ++f)
     error = std::max(error, static_cast<double>(std::abs(static_cast<reference::Real>(row[f]) - truth[f])));
   return error;
+}
+
+constexpr std::size_t maker_pairs = 8;
+const std::vector<double>& maker_frequencies() {
+  static const auto frequencies = inverse_frequencies(maker_pairs, 2 * maker_pairs, 10000);
+  return frequencies;
+}
+
+struct SineAndCosine {
+  double sine, cosine;
+};
+
+template <class Scalar>
+SineAndCosine at(const posbias::detail::SinusoidColumns<Scalar>& columns, std::size_t f, std::size_t c) {
+  const std::size_t place = f * static_cast<std::size_t>(columns.stride) + c;
+  return {static_cast<double>(columns.sines[place]), static_cast<double>(columns.cosines[place])};
+}
+
+/// By how much the columns of ascending positions exceed a fixed error and some errors per size of the angle.
+template <class Scalar>
+double largest_excess(const std::vector<double>& positions, double divisor, double fixed, double per_angle) {
+  SinusoidMaker maker(maker_frequencies(), divisor);
+  const auto columns = maker.make<Scalar>(positions);
+  double worst = -1;
+  for (std::size_t f = 0; f < maker_pairs; ++f)
+    for (std::size_t c = 0; c < positions.size(); ++c) {
+      const reference::Real angle = static_cast<reference::Real>(positions[c]) / divisor *
+                                    reference::frequency(static_cast<int>(f), 2 * static_cast<int>(maker_pairs));
+      const SineAndCosine got = at(columns, f, c);
+      const auto error = std::max(std::abs(got.sine - std::sin(angle)), std::abs(got.cosine - std::cos(angle)));
+      worst = std::max(worst, static_cast<double>(error - per_angle * std::abs(angle)) - fixed);
+    }
+  return worst;
+}
+
+std::vector<double> consecutive(double first, std::size_t count) {
+  std::vector<double> positions;
+  for (std::size_t i = 0; i < count; ++i) positions.push_back(first + static_cast<double>(i));
+  return positions;
+}
+
+/// Distinct and ascending, as the maker wants them.
+std::vector<double> in_order(std::vector<double> positions) {
+  std::sort(positions.begin(), positions.end());
+  positions.erase(std::unique(positions.begin(), positions.end()), positions.end());
+  return positions;
+}
+
+/// Integers and reals from 0 to beyond 2^24: alone, in runs, astride multiples of 32.
+std::vector<double> positions_below_2_to_24() {
+  std::vector<double> positions = consecutive(0, 200);
+  posbias_test::Numbers numbers(3);
+  for (int i = 0; i < 500; ++i) {
+    positions.push_back(static_cast<double>(numbers.below(1U << 24)));
+    positions.push_back(static_cast<double>(numbers.below(1U << 24)) / 7);
+  }
+  for (const double first : {4095 - 31.0, 131072 - 2.0, 0x1p24 - 70})
+    for (const double position : consecutive(first, 70)) positions.push_back(position);
+  for (const double half : {0.5, 31.5, 32.5, 100.5, 101.5, 65535.5}) positions.push_back(half);
+  return in_order(positions);
 }
 
 }  // namespace
@@ -131,4 +194,66 @@ TEST_CASE("no positions and no pairs write nothing", "[frequencies]") {
   const double position = 100;
   fill_sines_and_cosines<float>(std::span(&position, 1), 1, {}, {2, 1}, 8, row.data());
   CHECK(row == std::vector<float>(8, 42.0F));
+}
+
+TEST_CASE("columns of sines and cosines are as near the truth as rows are", "[frequencies]") {
+  const auto positions = positions_below_2_to_24();
+  for (const double divisor : {1.0, 2.5}) {
+    INFO("divisor " << divisor);
+    CHECK(largest_excess<float>(positions, divisor, 6e-8, 0) <= 0);
+    CHECK(largest_excess<float>(positions, divisor, 2e-8, 0) > 0);
+    CHECK(largest_excess<double>(positions, divisor, 1e-15, 4 * 0x1p-52) <= 0);
+    CHECK(largest_excess<double>(positions, divisor, 0, 0) > 0);
+    CHECK(largest_excess<double>(consecutive(0x1p40, 100), divisor, 1e-15, 4 * 0x1p-52) <= 0);
+  }
+}
+
+TEMPLATE_TEST_CASE("a position's sines and cosines do not depend on the others", "[frequencies]", float, double) {
+  using S = TestType;
+  std::vector<double> all = positions_below_2_to_24();
+  for (const double position : consecutive(0x1p40 + 5, 70)) all.push_back(position);
+  SinusoidMaker maker(maker_frequencies(), 2.5);
+  const auto whole = maker.make<S>(all);
+  std::size_t wrong = 0;
+  const auto compare = [&](SinusoidMaker& other, std::size_t begin, std::size_t end) {
+    const auto part = other.make<S>(std::span(all).subspan(begin, end - begin));
+    for (std::size_t f = 0; f < maker_pairs; ++f)
+      for (std::size_t c = begin; c < end; ++c) {
+        const SineAndCosine expected = at(whole, f, c), got = at(part, f, c - begin);
+        if (std::memcmp(&expected, &got, sizeof got) != 0) ++wrong;
+      }
+  };
+  for (std::size_t c = 0; c < all.size(); ++c) {
+    SinusoidMaker fresh(maker_frequencies(), 2.5);
+    compare(fresh, c, c + 1);
+    compare(maker, c, c + 1);
+  }
+  // Blocks that begin everywhere between two multiples of 32.
+  for (std::size_t begin = 0; begin < 40; ++begin)
+    for (std::size_t first = begin; first < all.size(); first += 50) {
+      SinusoidMaker fresh(maker_frequencies(), 2.5);
+      compare(fresh, first, std::min(first + 50, all.size()));
+    }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("columns are padded with zeros; 0 is exact; no positions make none", "[frequencies]") {
+  SinusoidMaker maker(maker_frequencies(), 1);
+  const std::vector<double> positions{0, 31, 32};
+  const auto columns = maker.make<float>(positions);
+  CHECK(columns.stride == posbias::detail::whole_lanes<float>(3));
+  REQUIRE(columns.sines.size() == maker_pairs * static_cast<std::size_t>(columns.stride));
+  REQUIRE(columns.cosines.size() == columns.sines.size());
+  for (std::size_t f = 0; f < maker_pairs; ++f) {
+    CHECK(at(columns, f, 0).sine == 0);
+    CHECK(at(columns, f, 0).cosine == 1);
+    for (auto c = positions.size(); c < static_cast<std::size_t>(columns.stride); ++c) {
+      CHECK(at(columns, f, c).sine == 0);
+      CHECK(at(columns, f, c).cosine == 0);
+    }
+  }
+  const auto none = maker.make<double>({});
+  CHECK(none.sines.empty());
+  CHECK(none.cosines.empty());
+  CHECK(maker.angle(31, 0) == 31);
 }

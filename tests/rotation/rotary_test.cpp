@@ -289,6 +289,9 @@ TEST_CASE("Rotary names what is wrong and writes nothing") {
   reals.setValues({0.5, 1.5, 2.5, 3.5, std::nan(""), 5.5, 6.5});
   CHECK(message(position, {.k = reals}) == "Rotary::mod_qkv: k at index 4 is nan; positions must be finite");
   CHECK(message(position, {.q = reals}) == "Rotary::mod_qkv: q has 7 positions for 5 tokens");
+  Eigen::Tensor<double, 1> huge(5);
+  huge.setConstant(1.5e308);
+  CHECK(message(position, {.q = huge}) == "Rotary::mod_qkv: q at index 0 is 1.5e+308; reals must lie within ±2^1022");
   CHECK(message(position, {.q_k = Positions::range(), .k = Positions::range()}) ==
         "Rotary::mod_qkv: positions q_k and k are both given; give q_k alone, or q and k");
   CHECK(message(position, {.q_k = Positions::range(), .q = Positions::range()}) ==
@@ -314,10 +317,24 @@ TEST_CASE("Rotary names what is wrong and writes nothing") {
   auto grads = module.zero_gradients();
   CHECK(message_of<ShapeError>([&] { module.mod_qkv_backward(q, k, v, k, k, v, {}, grads); }) ==
         "Rotary::mod_qkv_backward: grad_q has shape (2, 5, 3, 8); q has (2, 7, 3, 8)");
+  Heads four_features(2, 5, 3, 4);
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv_backward(four_features, k, v, q, k, v, {}, grads); }) ==
+        "Rotary::mod_qkv_backward: grad_q has shape (2, 5, 3, 4); q has (2, 5, 3, 8)");
   CHECK(message_of<PositionError>([&] { module.mod_qkv_backward(q, k, v, q, k, v, {.k = reals}, grads); }) ==
         "Rotary::mod_qkv_backward: k at index 4 is nan; positions must be finite");
   CHECK(message_of<ShapeError>([&] { module.mod_qkv(k, k, v, {.q = Positions::range(7)}); }) ==
         "Rotary::mod_qkv: q and k share memory; they must be one tensor, at the same positions");
+  // A part of k, and as many numbers as all of it in another order.
+  Eigen::TensorMap<Heads> within(k.data() + 96, 2, 5, 3, 8);
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(within, k, v); }) ==
+        "Rotary::mod_qkv: q and k share memory; they must be one tensor, at the same positions");
+  Eigen::TensorMap<Eigen::Tensor<float, 4, Eigen::ColMajor>> reordered(k.data(), 2, 7, 3, 8);
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(reordered, k, v); }) ==
+        "Rotary::mod_qkv: q and k share memory; they must be one tensor, at the same positions");
+  // Neighbours in one buffer share nothing: only their rotation is seen.
+  std::vector<float> buffer(static_cast<std::size_t>(q.size() + k.size()), 0.5F);
+  Eigen::TensorMap<Heads> first(buffer.data(), 2, 5, 3, 8), second(buffer.data() + q.size(), 2, 7, 3, 8);
+  CHECK(message_of<ShapeError>([&] { module.mod_qkv(first, second, v); }) == "<nothing thrown>");
   CHECK(untouched());
   for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }

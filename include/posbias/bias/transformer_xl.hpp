@@ -223,8 +223,8 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
     return result;
   }
 
-  /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of the
-  /// absolute value give both signs: r(±y) = (W·cosines + b) ± W·sines.
+  /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of a distance
+  /// y give both signs of query minus key: r(±y) = (W·cosines + b) ± W·sines.
   void project(std::span<const double> relative, Scalar* r, Index stride) const {
     const Index dim = options_.dim;
     detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());

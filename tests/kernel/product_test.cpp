@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT
+#include "posbias/kernel/product.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/numbers.hpp"
+
+using posbias::Index;
+using posbias::detail::add_product;
+using posbias::detail::add_product_transposed;
+using posbias::detail::Factor;
+using posbias::detail::lanes;
+using posbias::detail::whole_lanes;
+
+namespace {
+
+template <class S>
+std::vector<S> numbers(Index count, std::uint64_t seed) {
+  posbias_test::Numbers from(seed);
+  std::vector<S> values(static_cast<std::size_t>(count));
+  // Divided by 3, so that every product and every sum of them is rounded.
+  for (S& value : values) value = static_cast<S>(from.value() / 3);
+  return values;
+}
+
+constexpr Index terms = 29;
+
+/// c (rows, columns) += a · b, all row-major and without gaps.
+template <class A, class S>
+std::vector<S> product(Index rows, Index columns, const A* a, const S* b, std::vector<S> c) {
+  add_product(rows, columns, terms, Factor<A>{a, terms, 1}, b, columns, c.data(), columns);
+  return c;
+}
+
+/// Entries are off by no more than the roundings of 29 products and sums of values below 1.
+template <class A, class S>
+void check_values(Index rows, Index columns, const std::vector<A>& a, const std::vector<S>& b,
+                  const std::vector<S>& before, const std::vector<S>& after) {
+  const double rounding = std::is_same_v<S, float> ? 0x1p-24 : 0x1p-53;
+  double worst = 0;
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < columns; ++j) {
+      const auto at = static_cast<std::size_t>(i * columns + j);
+      auto expected = static_cast<long double>(before[at]);
+      for (Index t = 0; t < terms; ++t)
+        expected += static_cast<long double>(a[static_cast<std::size_t>(i * terms + t)]) *
+                    static_cast<long double>(b[static_cast<std::size_t>(t * columns + j)]);
+      worst = std::max(worst, static_cast<double>(std::abs(static_cast<long double>(after[at]) - expected)));
+    }
+  CHECK(worst <= (terms + 1) * rounding);
+  CHECK(worst > 0);
+}
+
+template <class A, class S>
+void check_products() {
+  const Index columns = 3 * lanes<S>;
+  for (const Index rows : {1, 7, 8, 9, 17}) {
+    INFO(rows << " rows");
+    const auto a = numbers<A>(rows * terms, 1);
+    const auto b = numbers<S>(terms * columns, 2);
+    const auto before = numbers<S>(rows * columns, 3);
+    const auto c = product(rows, columns, a.data(), b.data(), before);
+    check_values(rows, columns, a, b, before, c);
+
+    // A row by itself.
+    for (Index i = 0; i < rows; ++i) {
+      const std::vector<S> row(before.begin() + i * columns, before.begin() + (i + 1) * columns);
+      CHECK(product(1, columns, a.data() + i * terms, b.data(), row) ==
+            std::vector<S>(c.begin() + i * columns, c.begin() + (i + 1) * columns));
+    }
+
+    // The columns from j on, so that each stands at every place of a lane.
+    for (Index j = 0; j <= lanes<S>; ++j) {
+      std::vector<S> shifted = before;
+      add_product(rows, columns - lanes<S>, terms, Factor<A>{a.data(), terms, 1}, b.data() + j, columns,
+                  shifted.data() + j, columns);
+      for (Index i = 0; i < rows; ++i)
+        for (Index column = 0; column < columns; ++column) {
+          const auto at = static_cast<std::size_t>(i * columns + column);
+          const bool inside = column >= j && column < j + columns - lanes<S>;
+          if (shifted[at] != (inside ? c : before)[at]) FAIL_CHECK("from column " << j << ": " << i << ", " << column);
+        }
+    }
+
+    // The terms in two calls.
+    for (const Index cut : {0, 1, 16, 28}) {
+      std::vector<S> twice = before;
+      add_product(rows, columns, cut, Factor<A>{a.data(), terms, 1}, b.data(), columns, twice.data(), columns);
+      add_product(rows, columns, terms - cut, Factor<A>{a.data() + cut, terms, 1}, b.data() + cut * columns, columns,
+                  twice.data(), columns);
+      CHECK(twice == c);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("an entry of a product is the same bits in any company", "[product]") {
+  check_products<float, float>();
+  check_products<double, double>();
+  check_products<float, double>();
+}
+
+TEST_CASE("float weights in a double product lose nothing", "[product]") {
+  const Index columns = lanes<double>;
+  const auto a = numbers<float>(9 * terms, 1);
+  const auto b = numbers<double>(terms * columns, 2);
+  const std::vector<double> before(static_cast<std::size_t>(9 * columns));
+  CHECK(product(9, columns, a.data(), b.data(), before) ==
+        product(9, columns, std::vector<double>(a.begin(), a.end()).data(), b.data(), before));
+}
+
+TEST_CASE("the first factor has strides, and can be read the other way", "[product]") {
+  const Index rows = 11, columns = lanes<float>;
+  const auto a = numbers<float>(rows * terms, 1);
+  const auto b = numbers<float>(terms * columns, 2);
+  const std::vector<float> before(static_cast<std::size_t>(rows * columns), 0.25F);
+  const auto expected = product(rows, columns, a.data(), b.data(), before);
+
+  // Element (i, t) at 2·(t·(rows + 3) + i); what lies between would show.
+  std::vector<float> apart(static_cast<std::size_t>(2 * terms * (rows + 3)), 1e30F);
+  for (Index i = 0; i < rows; ++i)
+    for (Index t = 0; t < terms; ++t)
+      apart[static_cast<std::size_t>(2 * (t * (rows + 3) + i))] = a[static_cast<std::size_t>(i * terms + t)];
+  const Factor<float> by_row{apart.data(), 2, 2 * (rows + 3)};
+  const Factor<float> by_term{apart.data(), 2 * (rows + 3), 2};
+  for (const Factor<float>& factor : {by_row, by_term.transposed()}) {
+    auto c = before;
+    add_product(rows, columns, terms, factor, b.data(), columns, c.data(), columns);
+    CHECK(c == expected);
+  }
+}
+
+TEST_CASE("rows of b and c may lie apart, and what is between is left alone", "[product]") {
+  const Index rows = 9, columns = lanes<double>, b_stride = columns + 3, c_stride = columns + 5;
+  const auto a = numbers<double>(rows * terms, 1);
+  const auto b = numbers<double>(terms * b_stride, 2);
+  const auto before = numbers<double>(rows * c_stride, 3);
+  auto c = before;
+  add_product(rows, columns, terms, Factor<double>{a.data(), terms, 1}, b.data(), b_stride, c.data(), c_stride);
+  for (Index i = 0; i < rows; ++i)
+    for (Index j = 0; j < c_stride; ++j) {
+      const auto at = static_cast<std::size_t>(i * c_stride + j);
+      double expected = before[at];
+      for (Index t = 0; j < columns && t < terms; ++t)
+        expected += a[static_cast<std::size_t>(i * terms + t)] * b[static_cast<std::size_t>(t * b_stride + j)];
+      CHECK(std::abs(c[at] - expected) <= (j < columns ? 1e-14 : 0));
+    }
+}
+
+TEST_CASE("a product with a transposed matrix is the product", "[product]") {
+  for (const Index columns : {1, 7, 8, 13, 24}) {
+    const Index rows = 10, padded = whole_lanes<double>(columns), b_stride = terms + 4;
+    const auto a = numbers<float>(rows * terms, 1);
+    const auto b = numbers<double>(columns * b_stride, 2);
+    std::vector<double> by_term(static_cast<std::size_t>(terms * padded));
+    for (Index t = 0; t < terms; ++t)
+      for (Index j = 0; j < columns; ++j)
+        by_term[static_cast<std::size_t>(t * padded + j)] = b[static_cast<std::size_t>(j * b_stride + t)];
+    const auto before = numbers<double>(rows * padded, 3);
+    auto c = before;
+    add_product_transposed(rows, columns, terms, Factor<float>{a.data(), terms, 1}, b.data(), b_stride, c.data(),
+                           padded);
+    CHECK(c == product(rows, padded, a.data(), by_term.data(), before));
+  }
+}
+
+TEST_CASE("a product of no rows, no columns or no terms changes nothing", "[product]") {
+  const auto a = numbers<double>(9 * terms, 1);
+  const auto before = numbers<double>(9 * lanes<double>, 3);
+  for (const auto& [rows, columns, count] :
+       {std::array<Index, 3>{0, lanes<double>, terms}, {9, 0, terms}, {9, lanes<double>, 0}}) {
+    auto c = before;
+    const auto b = numbers<double>(terms * lanes<double>, 2);
+    add_product(rows, columns, count, Factor<double>{a.data(), terms, 1}, b.data(), lanes<double>, c.data(),
+                lanes<double>);
+    CHECK(c == before);
+  }
+}
