@@ -61,9 +61,8 @@ class PositionMlp {
   /// Features that come out.
   [[nodiscard]] Index outputs() const { return last_ ? last_->outputs() : hidden_.front().linear.outputs(); }
 
-  /// Calls `write(feature, position, value)` for features [first, first + count) of every position, or for all of them
-  /// where there is no last layer to choose from: then first is 0 and count is outputs(). Both are counted from
-  /// 0.
+  /// Calls `write(feature, position, value)` for features [first, first + count) of every position; the two are counted
+  /// from 0. Where there is no last layer to choose from, first is 0 and count is outputs().
   template <class Write>
   void evaluate(std::span<const double> positions, Index first, Index count, const Write& write) const {
     Trace trace;
