@@ -36,6 +36,9 @@ class Executor {
           static_cast<Runner*>(self)->parallel_for(count, [=](Index i) { invoke(task, i); });
         }) {}
 
+  /// Whether it is the calling thread that runs the tasks.
+  [[nodiscard]] bool serial() const { return run_ == nullptr; }
+
   /// Calls `task(i)` for every i in [0, count).
   template <std::invocable<Index> Task>
   void parallel_for(Index count, const Task& task) const {
