@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Positional-bias modules for transformers on Eigen tensors: includes every module. Opt-in headers, which need
-/// more than Eigen, are not included: posbias/io/safetensors.hpp.
+/// Positional-bias modules for transformers on Eigen tensors: includes every module, and attention with them. Opt-in
+/// headers, which need more than Eigen, are not included: posbias/io/safetensors.hpp, posbias/parallel/thread_pool.hpp.
 #pragma once
 
+#include "posbias/attention/scaled_dot_product.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"
 #include "posbias/bias/relative_position_bias.hpp"

@@ -207,6 +207,7 @@ class Content : public Module<Content, Weight> {
     double number, q;
 
     void add_to(const LogitTile<double>& tile) const { tile.data[0] = number * tile.data[0] + q; }
+    [[nodiscard]] bool accumulates() const { return true; }
     [[nodiscard]] Accumulator accumulator(auto& grad_q, auto&) const { return {grad_q.data(), 0}; }
     void accumulate(const LogitTile<const double>& tile, Accumulator& sums) const { sums.sum += tile.data[0]; }
     void finish(const Accumulator& sums, Gradients& grads) const {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -17,6 +18,11 @@ using posbias::detail::add_product;
 using posbias::detail::add_product_transposed;
 using posbias::detail::Factor;
 using posbias::detail::lanes;
+using posbias::detail::multiply;
+using posbias::detail::pack;
+using posbias::detail::packed_size;
+using posbias::detail::Panels;
+using posbias::detail::Sum;
 using posbias::detail::whole_lanes;
 
 namespace {
@@ -183,4 +189,150 @@ TEST_CASE("a product of no rows, no columns or no terms changes nothing", "[prod
                 lanes<double>);
     CHECK(c == before);
   }
+}
+
+namespace {
+
+/// A second factor, packed into no more memory than it is said to take.
+template <class S>
+struct Packed {
+  std::vector<S> memory;
+  Panels<S> panels;
+
+  Packed(Factor<S> matrix, Index count, Index columns)
+      : memory(static_cast<std::size_t>(packed_size<S>(count, columns)), S(-1e30)),
+        panels(pack(matrix, count, columns, memory.data())) {}
+};
+
+/// c (rows, columns), rows padded to whole lanes, from what it was before.
+template <Sum sum, class S>
+std::vector<S> multiplied(Index rows, Index columns, Factor<S> a, Panels<S> b, std::vector<S> c, Index count = terms) {
+  multiply<sum>(rows, columns, count, a, b, c.data(), whole_lanes<S>(columns));
+  return c;
+}
+
+template <class S>
+Factor<S> rows_of(const std::vector<S>& values, Index columns) {
+  return {values.data(), columns, 1};
+}
+
+template <class S>
+void check_multiply(Index rows, Index columns) {
+  INFO(rows << " rows, " << columns << " columns");
+  const Index padded = whole_lanes<S>(columns);
+  const auto a = numbers<S>(rows * terms, 1), b = numbers<S>(terms * columns, 2), before = numbers<S>(rows * padded, 3);
+  const Packed<S> packed(rows_of(b, columns), terms, columns);
+  const std::vector<S> zeros(before.size());
+
+  // All columns of c, the padding too: b is 0 there.
+  std::vector<S> b_padded(static_cast<std::size_t>(terms * padded));
+  for (Index t = 0; t < terms; ++t) std::copy_n(b.begin() + t * columns, columns, b_padded.begin() + t * padded);
+  const auto fresh = multiplied<Sum::fresh>(rows, columns, rows_of(a, terms), packed.panels, before);
+  const auto added = multiplied<Sum::added>(rows, columns, rows_of(a, terms), packed.panels, before);
+  const auto continued = multiplied<Sum::continued>(rows, columns, rows_of(a, terms), packed.panels, before);
+  check_values(rows, padded, a, b_padded, zeros, fresh);
+  check_values(rows, padded, a, b_padded, before, added);
+  check_values(rows, padded, a, b_padded, before, continued);
+
+  // What the policies say, to the last bit.
+  CHECK(continued == product(rows, padded, a.data(), b_padded.data(), before));
+  CHECK(fresh == product(rows, padded, a.data(), b_padded.data(), zeros));
+  const std::vector<S> nan(before.size(), std::numeric_limits<S>::quiet_NaN());
+  CHECK(multiplied<Sum::fresh>(rows, columns, rows_of(a, terms), packed.panels, nan) == fresh);
+  std::vector<S> sums = fresh;
+  for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
+  CHECK(added == sums);
+
+  // A row by itself.
+  for (Index i = 0; i < rows; ++i) {
+    const auto row = [&](const std::vector<S>& from) {
+      return std::vector<S>(from.begin() + i * padded, from.begin() + (i + 1) * padded);
+    };
+    const Factor<S> of_row{a.data() + i * terms, terms, 1};
+    CHECK(multiplied<Sum::fresh>(1, columns, of_row, packed.panels, row(nan)) == row(fresh));
+    CHECK(multiplied<Sum::added>(1, columns, of_row, packed.panels, row(before)) == row(added));
+    CHECK(multiplied<Sum::continued>(1, columns, of_row, packed.panels, row(before)) == row(continued));
+  }
+
+  // A column by itself, in the first place of a lane.
+  for (Index j = 0; j < columns; ++j) {
+    const Packed<S> column({b.data() + j, columns, 1}, terms, 1);
+    const auto alone = multiplied<Sum::fresh>(rows, 1, rows_of(a, terms), column.panels,
+                                              std::vector<S>(static_cast<std::size_t>(rows * lanes<S>)));
+    for (Index i = 0; i < rows; ++i)
+      if (alone[static_cast<std::size_t>(i * lanes<S>)] != fresh[static_cast<std::size_t>(i * padded + j)])
+        FAIL_CHECK("column " << j << " of row " << i);
+  }
+
+  // From a column and a term on; the terms in two calls.
+  for (Index j = 0; j < columns; j += lanes<S>) {
+    const auto rest = multiplied<Sum::fresh>(rows, columns - j, rows_of(a, terms), packed.panels.from(0, j),
+                                             std::vector<S>(static_cast<std::size_t>(rows * (padded - j))));
+    for (Index i = 0; i < rows; ++i)
+      CHECK(std::equal(rest.begin() + i * (padded - j), rest.begin() + (i + 1) * (padded - j),
+                       fresh.begin() + i * padded + j));
+  }
+  for (const Index cut : {0, 1, 16, 28}) {
+    auto twice = multiplied<Sum::continued>(rows, columns, rows_of(a, terms), packed.panels, before, cut);
+    twice = multiplied<Sum::continued>(rows, columns, Factor<S>{a.data() + cut, terms, 1}, packed.panels.from(cut, 0),
+                                       twice, terms - cut);
+    CHECK(twice == continued);
+  }
+
+  // The first factor with gaps, and the other way round.
+  std::vector<S> apart(static_cast<std::size_t>(2 * terms * (rows + 3)), S(1e30));
+  for (Index i = 0; i < rows; ++i)
+    for (Index t = 0; t < terms; ++t)
+      apart[static_cast<std::size_t>(2 * (t * (rows + 3) + i))] = a[static_cast<std::size_t>(i * terms + t)];
+  const Factor<S> by_term{apart.data(), 2 * (rows + 3), 2};
+  CHECK(multiplied<Sum::fresh>(rows, columns, by_term.transposed(), packed.panels, nan) == fresh);
+
+  // The second factor from a matrix with gaps, and from its transposed.
+  std::vector<S> wide(static_cast<std::size_t>(2 * columns * (terms + 1)), S(1e30));
+  for (Index j = 0; j < columns; ++j)
+    for (Index t = 0; t < terms; ++t)
+      wide[static_cast<std::size_t>(2 * (j * (terms + 1) + t))] = b[static_cast<std::size_t>(t * columns + j)];
+  const Factor<S> by_column{wide.data(), 2 * (terms + 1), 2};
+  CHECK(Packed<S>(by_column.transposed(), terms, columns).memory == packed.memory);
+
+  // No terms: nothing, or zeros.
+  CHECK(multiplied<Sum::fresh>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == zeros);
+  CHECK(multiplied<Sum::added>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == before);
+  CHECK(multiplied<Sum::continued>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == before);
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a packed product is fresh, added or continued, the same bits in any company", "[product]", float,
+                   double) {
+  using S = TestType;
+  for (const Index rows : {1, 3, 8, 9, 17})
+    for (const Index columns : {Index{1}, lanes<S> - 1, lanes<S>, 2 * lanes<S> + 3}) check_multiply<S>(rows, columns);
+}
+
+TEST_CASE("long sums lose less where they are added", "[product]") {
+  // 2^24 + 1 is not a float: one by one nothing would come of the ones.
+  const std::vector<float> a(8, 1.0F), b(8, 1.0F);
+  const Packed<float> packed(rows_of(b, 1), 8, 1);
+  const std::vector<float> before(static_cast<std::size_t>(lanes<float>), 0x1p24F);
+  CHECK(multiplied<Sum::added>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F + 8);
+  CHECK(multiplied<Sum::continued>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F);
+}
+
+TEST_CASE("a packed matrix is lanes of columns, term after term, zeros behind the last", "[product]") {
+  constexpr Index width = lanes<double>;
+  std::vector<double> matrix;
+  for (Index t = 0; t < 3; ++t)
+    for (Index j = 0; j < width + 2; ++j) matrix.push_back(static_cast<double>(100 * (t + 1) + j));
+  const Packed<double> packed(rows_of(matrix, width + 2), 3, width + 2);
+  REQUIRE(packed.memory.size() == static_cast<std::size_t>(2 * 3 * width));
+  CHECK(packed.panels.panel_stride == 3 * width);
+  for (Index panel = 0; panel < 2; ++panel)
+    for (Index t = 0; t < 3; ++t)
+      for (Index l = 0; l < width; ++l) {
+        const Index j = panel * width + l;
+        const double expected = j < width + 2 ? static_cast<double>(100 * (t + 1) + j) : 0;
+        CHECK(packed.memory[static_cast<std::size_t>((panel * 3 + t) * width + l)] == expected);
+        if (l == 0) CHECK(packed.panels.from(t, j).data == packed.memory.data() + (panel * 3 + t) * width);
+      }
 }

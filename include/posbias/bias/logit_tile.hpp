@@ -6,6 +6,8 @@
 /// same `add_to`, so they can only agree.
 #pragma once
 
+#include <Eigen/Core>
+
 #include "posbias/core/index.hpp"
 
 namespace posbias {
@@ -23,4 +25,18 @@ struct LogitTile {
   [[nodiscard]] Scalar* row(Index h, Index i) const { return data + h * head_stride + i * query_stride; }
 };
 
+namespace detail {
+
+/// Adds values to logits `key_stride` apart.
+template <class Scalar>
+void add_values(const Scalar* values, Index count, Scalar* logits, Index key_stride) {
+  using Values = Eigen::ArrayX<Scalar>;
+  const Eigen::Map<const Values> from(values, count);
+  if (key_stride == 1)  // told apart because Eigen's packets need it
+    Eigen::Map<Values>(logits, count) += from;
+  else
+    Eigen::Map<Values, Eigen::Unaligned, Eigen::InnerStride<>>(logits, count, Eigen::InnerStride<>(key_stride)) += from;
+}
+
+}  // namespace detail
 }  // namespace posbias

@@ -26,6 +26,7 @@
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/relative_columns.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
 
@@ -45,7 +46,7 @@ class PreparedQueryBias {
   using Gradients = typename Bias::Gradients;
   static constexpr detail::TileWidth tile_width = detail::TileWidth::whole_rows;
 
-  /// What the gradients of tiles add up to, in double, and where those of the queries go.
+  /// What the gradients of tiles add up to, in double from 32 queries to the next, and where those of the queries go.
   struct Accumulator {
     std::vector<double> projected;  // (dim, columns), rows padded
     std::vector<double> offsets;    // (NH, H)
@@ -57,30 +58,33 @@ class PreparedQueryBias {
       : bias_(&bias), q_(q), columns_(std::move(at)), offsets_(bias.offsets()) {
     if (!columns_.numbered()) return;
     stride_ = stride_of(columns_.relative());
-    projected_.resize(static_cast<std::size_t>(dim() * stride_));
+    projected_.reserve(dim() * stride_);
     bias_->project(columns_.relative(), projected_.data(), stride_);
   }
 
   /// Whether tiles of different heads may be accumulated at the same time.
   [[nodiscard]] bool heads_are_independent() const { return columns_.numbered(); }
+  /// Whether the gradient of tiles comes to anything: to that of the queries, always.
+  [[nodiscard]] bool accumulates() const { return true; }
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
   void add_to(const LogitTile<Scalar>& tile) const {
-    std::vector<Scalar> content, product;
+    std::vector<Scalar> content;
+    detail::Workspace<Scalar> product;
     for_each_block(tile, 16, [&](const Block& block) {
       for (Index h = 0; h < tile.heads; ++h) {
         fill_content(tile, block, h, content);
         for (const Strip& strip : block.strips) {
           const Index width = detail::whole_lanes<Scalar>(strip.width());
-          product.assign(static_cast<std::size_t>(block.queries * width), 0);
-          detail::add_product(block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
-                              block.r + first_row(tile, h) * block.stride + strip.begin, block.stride, product.data(),
-                              width);
+          product.reserve(block.queries * width);
+          detail::multiply<detail::Sum::fresh>(
+              block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
+              detail::Panels<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + strip.begin, block.stride),
+              product.data(), width);
           for (const detail::ColumnSlice& piece : strip.pieces) {
             const Scalar* values = product.data() + (piece.query - block.first_query) * width + piece.column;
-            Logits(tile.row(h, piece.query) + piece.key * tile.key_stride, piece.count,
-                   Eigen::InnerStride<>(tile.key_stride)) +=
-                Eigen::Map<const Eigen::ArrayX<Scalar>>(values, piece.count);
+            detail::add_values(values, piece.count, tile.row(h, piece.query) + piece.key * tile.key_stride,
+                               tile.key_stride);
           }
         }
       }
@@ -90,8 +94,9 @@ class PreparedQueryBias {
   /// grad_q (B, *, L1, NH, H) is where `accumulate` adds the gradient of the queries; keys have none.
   template <HeadsTensor GQ, HeadsTensor GK>
   [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& /*grad_k*/) const {
-    return {std::vector<double>(projected_.size()), std::vector<double>(static_cast<std::size_t>(dim())),
-            typename Bias::ProjectionSums(), detail::view<3>(grad_q)};
+    return {std::vector<double>(static_cast<std::size_t>(dim() * stride_)),
+            std::vector<double>(static_cast<std::size_t>(dim())), typename Bias::ProjectionSums(),
+            detail::view<3>(grad_q)};
   }
 
   /// Adjoint of `add_to`: adds to the gradient of the tile's queries, and sums the rest up. Tiles that share a head
@@ -116,8 +121,6 @@ class PreparedQueryBias {
   }
 
  private:
-  using Logits = Eigen::Map<Eigen::ArrayX<Scalar>, Eigen::Unaligned, Eigen::InnerStride<>>;
-
   /// Neighbouring columns, and the slices that read them; columns of slices are counted from `begin`.
   struct Strip {
     Index begin, end;
@@ -228,33 +231,37 @@ class PreparedQueryBias {
   }
 
   void accumulate(const LogitTile<const Scalar>& tile, const Block& block, double* grad_r, Accumulator& to) const {
+    using detail::Factor, detail::Panels, detail::Sum;
     const Index lanes = detail::whole_lanes<double>(block.queries);
-    std::vector<Scalar> content;
-    std::vector<double> grad_content, by_query, by_column;
+    std::vector<Scalar> content, by_query, product;
+    std::vector<double> grad_content, by_column;
     for (Index h = 0; h < tile.heads; ++h) {
       fill_content(tile, block, h, content);
       grad_content.assign(static_cast<std::size_t>(head_dim() * lanes), 0);
       for (const Strip& strip : block.strips) {
-        const Index width = detail::whole_lanes<double>(strip.width());
+        const Index width = detail::whole_lanes<Scalar>(strip.width());
         by_query.assign(static_cast<std::size_t>(block.queries * width), 0);
         by_column.assign(static_cast<std::size_t>(strip.width() * lanes), 0);
         for (const detail::ColumnSlice& piece : strip.pieces) {
           const Scalar* logits = tile.row(h, piece.query) + piece.key * tile.key_stride;
           const Index query = piece.query - block.first_query;
-          double* row = by_query.data() + query * width + piece.column;
+          Scalar* row = by_query.data() + query * width + piece.column;
           double* column = by_column.data() + piece.column * lanes + query;
-          for (Index j = 0; j < piece.count; ++j) {
-            row[j] += static_cast<double>(logits[j * tile.key_stride]);
-            column[j * lanes] += static_cast<double>(logits[j * tile.key_stride]);
-          }
+          for (Index j = 0; j < piece.count; ++j) row[j] += logits[j * tile.key_stride];
+          for (Index j = 0; j < piece.count; ++j) column[j * lanes] += static_cast<double>(logits[j * tile.key_stride]);
         }
         const Index r = first_row(tile, h) * block.stride + strip.begin;
-        // Of the content (H, queries): r (H, columns) times the strip's gradient (columns, queries).
-        detail::add_product(head_dim(), lanes, strip.width(), detail::Factor<Scalar>{block.r + r, block.stride, 1},
+        // Of the content (H, queries): r (H, columns) times the strip's gradient (columns, queries). In double, because
+        // over many queries the offset's cancels.
+        detail::add_product(head_dim(), lanes, strip.width(), Factor<Scalar>{block.r + r, block.stride, 1},
                             by_column.data(), lanes, grad_content.data(), lanes);
         // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
-        detail::add_product(head_dim(), width, block.queries, detail::Factor<Scalar>{content.data(), 1, head_dim()},
-                            by_query.data(), width, grad_r + r, block.stride);
+        product.resize(static_cast<std::size_t>(head_dim() * width));
+        detail::multiply<Sum::fresh>(head_dim(), width, block.queries, Factor<Scalar>{content.data(), 1, head_dim()},
+                                     Panels<Scalar>::of_rows(by_query.data(), width), product.data(), width);
+        for (Index d = 0; d < head_dim(); ++d)
+          Eigen::Map<Eigen::ArrayXd>(grad_r + r + d * block.stride, width) +=
+              Eigen::Map<const Eigen::ArrayX<Scalar>>(product.data() + d * width, width).template cast<double>();
       }
       add_to_queries(tile, block, h, grad_content, lanes, to);
     }
@@ -278,9 +285,9 @@ class PreparedQueryBias {
   const Bias* bias_;
   detail::TensorView<const Scalar, 3> q_;
   detail::RelativeColumns columns_;
-  std::vector<Scalar> offsets_;    // (NH, H)
-  std::vector<Scalar> projected_;  // (dim, columns), rows padded
-  Index stride_ = 0;               // from row to row of it
+  std::vector<Scalar> offsets_;          // (NH, H)
+  Index stride_ = 0;                     // from row to row of the next
+  detail::Workspace<Scalar> projected_;  // (dim, columns), rows padded
 };
 
 }  // namespace posbias

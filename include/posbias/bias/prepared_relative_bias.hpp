@@ -45,13 +45,14 @@ class PreparedRelativeBias {
   [[nodiscard]] bool tabulated() const { return columns_.numbered(); }
   /// Whether tiles of different heads may be accumulated at the same time.
   [[nodiscard]] bool heads_are_independent() const { return tabulated(); }
+  /// Whether the gradient of tiles comes to anything.
+  [[nodiscard]] bool accumulates() const { return bias_->has_parameters(); }
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
   void add_to(const LogitTile<Scalar>& tile) const {
     if (tabulated()) {
       for_each_slice(tile, [&](Scalar* logits, std::size_t begin, Index count) {
-        Values(logits, count, Stride(tile.key_stride)) +=
-            Eigen::Map<const Eigen::ArrayX<Scalar>>(&table_[begin], count);
+        detail::add_values(&table_[begin], count, logits, tile.key_stride);
       });
     } else {
       std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
@@ -59,8 +60,8 @@ class PreparedRelativeBias {
         bias_->evaluate(relative, tile.head, tile.heads, values.data());
         const auto count = static_cast<Index>(relative.size());
         for (Index h = 0; h < tile.heads; ++h)
-          Values(tile.row(h, i) + skip * tile.key_stride, count, Stride(tile.key_stride)) +=
-              Eigen::Map<const Eigen::ArrayX<Scalar>>(values.data() + h * count, count);
+          detail::add_values(values.data() + h * count, count, tile.row(h, i) + skip * tile.key_stride,
+                             tile.key_stride);
       });
     }
   }
@@ -115,7 +116,6 @@ class PreparedRelativeBias {
 
  private:
   using Stride = Eigen::InnerStride<>;
-  using Values = Eigen::Map<Eigen::ArrayX<Scalar>, Eigen::Unaligned, Stride>;
   using ConstValues = Eigen::Map<const Eigen::ArrayX<Scalar>, Eigen::Unaligned, Stride>;
 
   [[nodiscard]] Index width() const { return static_cast<Index>(columns_.relative().size()); }

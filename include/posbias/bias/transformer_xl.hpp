@@ -86,6 +86,7 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   using typename Base::Gradients;
   using Prepared = PreparedQueryBias<TransformerXL>;
   static constexpr std::string_view name = "TransformerXL";
+  static constexpr QKVChanges changes{.k = false, .v = false};
 
   /// Throws OptionError.
   explicit TransformerXL(const Options& options, std::uint64_t seed = 0) : options_(options) {

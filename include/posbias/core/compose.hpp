@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
-#include <map>
 #include <string>
 #include <string_view>
 #include <tuple>
@@ -24,6 +23,7 @@
 #include <vector>
 
 #include "posbias/core/module.hpp"
+#include "posbias/core/tensor_copies.hpp"
 
 namespace posbias {
 
@@ -71,36 +71,8 @@ concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, co
   (static_cast<void>(m.prepare(q, k, at)), ...);
 };
 
-/// Declared only: takes what derives from `Module`.
-template <class Derived, class Parameters>
-void derives_from_module(const Module<Derived, Parameters>&);
-
-template <class M>
-concept DerivesFromModule = requires(const M& m) {
-  derives_from_module(m);
-};
-
 template <class... Modules>
 inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<Modules> && ...);
-
-/// Copies of tensors, to write to. Tensors that are one memory have one copy: what is done to one shows in the other.
-class TensorCopies {
- public:
-  /// A map of the tensor's copy, in its layout; valid as long as this object.
-  template <TensorLike T>
-  auto operator()(const T& tensor) {
-    using Scalar = typename Traits<T>::Scalar;
-    const std::size_t size = static_cast<std::size_t>(tensor.size()) * sizeof(Scalar);
-    std::vector<std::byte>& bytes = copies_[{tensor.data(), size}];
-    bytes.resize(size);
-    auto* values = reinterpret_cast<Scalar*>(bytes.data());
-    std::copy_n(tensor.data(), tensor.size(), values);
-    return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Traits<T>::layout>>(values, shape_of(tensor));
-  }
-
- private:
-  std::map<std::pair<const void*, std::size_t>, std::vector<std::byte>> copies_;  // by memory: address and bytes
-};
 
 /// What several modules add to tiles of logits, one after another.
 template <class... Parts>
@@ -116,13 +88,19 @@ class PreparedCompose {
     return std::apply([](const auto&... part) { return (part.heads_are_independent() && ...); }, parts_);
   }
 
+  [[nodiscard]] bool accumulates() const {
+    return std::apply([](const auto&... part) { return (part.accumulates() || ...); }, parts_);
+  }
+
   [[nodiscard]] auto accumulator(auto&& grad_q, auto&& grad_k) const {
     return std::apply([&](const auto&... part) { return std::make_tuple(part.accumulator(grad_q, grad_k)...); },
                       parts_);
   }
 
   void accumulate(const auto& tile, auto& sums) const {
-    for_each_part([&](auto i) { std::get<i>(parts_).accumulate(tile, std::get<i>(sums)); });
+    for_each_part([&](auto i) {
+      if (std::get<i>(parts_).accumulates()) std::get<i>(parts_).accumulate(tile, std::get<i>(sums));
+    });
   }
 
   void finish(auto& sums, auto& grads) const {
@@ -145,6 +123,8 @@ template <class... Modules>
 class Compose : public Module<Compose<Modules...>> {
  public:
   static constexpr std::string_view name = "Compose";
+  static constexpr QKVChanges changes{(detail::changes_of<Modules>.q || ...), (detail::changes_of<Modules>.k || ...),
+                                      (detail::changes_of<Modules>.v || ...)};
 
   /// Those of the modules, in order.
   struct Gradients {
@@ -279,6 +259,10 @@ class Compose : public Module<Compose<Modules...>> {
   /// Zeros for the adjoints of all modules to add to.
   [[nodiscard]] Gradients zero_gradients() const {
     return std::apply([](const auto&... module) { return Gradients{{module.zero_gradients()...}}; }, modules_);
+  }
+
+  void check_gradients(std::string_view hook, const Gradients& grads) const {
+    for_each_derived([&](auto i) { get<i>().check_gradients(hook, std::get<i>(grads.parts)); });
   }
 
   /// Use `for_each_parameter(compose, visitor)`.

@@ -89,6 +89,35 @@ inline constexpr bool leaves_mask_alone = requires {
   of_module(&M::template mod_mask<T, T, T, T>);
 };
 
+/// Declared only: takes what derives from `Module`.
+template <class Derived, class Parameters>
+void derives_from_module(const Module<Derived, Parameters>&);
+
+template <class M>
+concept DerivesFromModule = requires(const M& m) {
+  derives_from_module(m);
+};
+
+}  // namespace detail
+
+/// Which of q, k and v a module's own `mod_qkv` may change. A module says so with `static constexpr QKVChanges changes`,
+/// or all are taken to change.
+struct QKVChanges {
+  bool q = true, k = true, v = true;
+};
+
+namespace detail {
+
+template <class M>
+inline constexpr QKVChanges changes_of = [] {
+  if constexpr (leaves_qkv_alone<M>)
+    return QKVChanges{false, false, false};
+  else if constexpr (requires { M::changes; })
+    return QKVChanges{M::changes};
+  else
+    return QKVChanges{};
+}();
+
 }  // namespace detail
 
 /// A module that leaves logits alone, prepared: there is nothing to add to a tile, and nothing to sum up.
@@ -96,6 +125,7 @@ struct NothingPrepared {
   struct Accumulator {};
   void add_to(const auto& /*tile*/) const {}
   [[nodiscard]] bool heads_are_independent() const { return true; }
+  [[nodiscard]] bool accumulates() const { return false; }
   [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return {}; }
   void accumulate(const auto& /*tile*/, Accumulator&) const {}
   void finish(const Accumulator&, auto& /*grads*/) const {}
@@ -163,7 +193,7 @@ class Module {
   ///   - `add_to(tile)`, for any tiles, from any thread;
   ///   - `accumulator(grad_q, grad_k)`: what gradients of tiles add up to, and where those of q and k are added;
   ///   - `accumulate(tile of the gradient, sums)`: its tiles come one after another, unless they are of different heads
-  ///     and `heads_are_independent()`;
+  ///     and `heads_are_independent()`; where not `accumulates()`, nothing comes of them;
   ///   - `finish(sums, grads)`, which adds to the parameters' gradients.
   /// A module with a `mod_mask` of its own also has a `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>
@@ -191,28 +221,15 @@ class Module {
     return gradients;
   }
 
-  /// Use `for_each_parameter(module, visitor)`.
-  template <class Self, class Visitor>
-  static void visit(Self& self, Visitor& visitor) {
-    if constexpr (std::is_const_v<Self>)
-      Parameters::visit(static_cast<const Module&>(self).parameters_, visitor);
-    else
-      Parameters::visit(static_cast<Module&>(self).parameters_, visitor);
-  }
-
- protected:
-  explicit Module(Parameters parameters) : parameters_(std::move(parameters)) {}
-
-  [[nodiscard]] const Derived& derived() const { return static_cast<const Derived&>(*this); }
-
   /// True if there is anything to learn.
   [[nodiscard]] bool has_parameters() const {
     bool any = false;
-    for_each_parameter(parameters_, [&](std::string_view, const auto&) { any = true; });
+    for_each_parameter(derived(), [&](std::string_view, const auto&) { any = true; });
     return any;
   }
 
-  /// Throws ShapeError unless `gradients` has the parameters' names and shapes: those of another module do not.
+  /// Throws ShapeError, naming `hook`, unless `gradients` has the parameters' names and shapes: those of another module
+  /// do not.
   void check_gradients(std::string_view hook, const Gradients& gradients) const {
     struct Entry {
       std::string name;
@@ -240,6 +257,20 @@ class Module {
                std::span(learned[i].shape));
     }
   }
+
+  /// Use `for_each_parameter(module, visitor)`.
+  template <class Self, class Visitor>
+  static void visit(Self& self, Visitor& visitor) {
+    if constexpr (std::is_const_v<Self>)
+      Parameters::visit(static_cast<const Module&>(self).parameters_, visitor);
+    else
+      Parameters::visit(static_cast<Module&>(self).parameters_, visitor);
+  }
+
+ protected:
+  explicit Module(Parameters parameters) : parameters_(std::move(parameters)) {}
+
+  [[nodiscard]] const Derived& derived() const { return static_cast<const Derived&>(*this); }
 
   Parameters parameters_;
 };

@@ -51,6 +51,9 @@ struct TensorTraits<Eigen::TensorMap<Plain, Options, MakePointer>> : TensorTrait
 template <class T>
 using Traits = TensorTraits<std::remove_cvref_t<T>>;
 
+template <class T>
+using ScalarOf = typename Traits<T>::Scalar;
+
 }  // namespace detail
 
 /// An `Eigen::Tensor` or `Eigen::TensorMap`, of any rank up to 14.

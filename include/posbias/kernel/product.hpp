@@ -12,7 +12,9 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cstddef>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -32,6 +34,9 @@ constexpr Index whole_lanes(Index columns) {
   return (columns + lanes<Scalar> - 1) / lanes<Scalar> * lanes<Scalar>;
 }
 
+/// How many rows are multiplied together: as many as registers hold the sums of.
+constexpr Index rows_together = EIGEN_MAX_STATIC_ALIGN_BYTES >= 64 ? 8 : EIGEN_MAX_STATIC_ALIGN_BYTES == 32 ? 4 : 2;
+
 /// A matrix as the first factor: element (i, t) is data[i·row_stride + t·column_stride].
 template <class Scalar>
 struct Factor {
@@ -39,20 +44,62 @@ struct Factor {
   Index row_stride, column_stride;
 
   [[nodiscard]] Factor transposed() const { return {data, column_stride, row_stride}; }
+  [[nodiscard]] Factor from_row(Index i) const { return {data + i * row_stride, row_stride, column_stride}; }
 };
 
-/// As many rows as there are indices, all columns: b is read once for them all, and c stays in registers. `a` holds
-/// the rows of a term side by side.
-template <class Scalar, std::size_t... row>
-void add_product_of_rows(std::index_sequence<row...>, Index columns, Index terms, const Scalar* a, const Scalar* b,
-                         Index b_stride, Scalar* c, Index c_stride) {
-  for (Index j = 0; j < columns; j += lanes<Scalar>) {
-    Lane<Scalar> sums[] = {Eigen::Map<const Lane<Scalar>>(c + static_cast<Index>(row) * c_stride + j)...};
-    for (Index t = 0; t < terms; ++t) {
-      const Lane<Scalar> factor = Eigen::Map<const Lane<Scalar>>(b + t * b_stride + j);
-      ((sums[row] += a[t * static_cast<Index>(sizeof...(row)) + static_cast<Index>(row)] * factor), ...);
-    }
-    ((Eigen::Map<Lane<Scalar>>(c + static_cast<Index>(row) * c_stride + j) = sums[row]), ...);
+/// A matrix (terms, columns) as the second factor: columns j to j + lanes of term t start at
+/// data[j / lanes · panel_stride + t·term_stride]. Whole lanes are read, also beyond the last column.
+template <class Scalar>
+struct Panels {
+  const Scalar* data;
+  Index panel_stride, term_stride;
+
+  /// A row-major matrix, as it is.
+  [[nodiscard]] static Panels of_rows(const Scalar* data, Index row_stride) {
+    return {data, lanes<Scalar>, row_stride};
+  }
+
+  /// The same from a term and a column on, a multiple of `lanes`.
+  [[nodiscard]] Panels from(Index term, Index column) const {
+    return {data + column / lanes<Scalar> * panel_stride + term * term_stride, panel_stride, term_stride};
+  }
+};
+
+/// What becomes of c.
+enum class Sum {
+  continued,  ///< it is the first term: cutting the terms into calls changes nothing
+  fresh,      ///< it is written
+  added,      ///< terms are summed by themselves, then added to it: long sums lose less
+};
+
+/// As many rows of c as there are indices, and one panel: c stays in registers.
+template <Sum sum, class Scalar, std::size_t... row>
+void multiply_rows(std::index_sequence<row...>, Index terms, Factor<Scalar> a, Panels<Scalar> b, Scalar* c,
+                   Index c_stride) {
+  using Values = Eigen::Map<Lane<Scalar>>;
+  const auto start = [](Scalar* at) -> Lane<Scalar> {
+    if constexpr (sum == Sum::continued) return Values(at);
+    return Lane<Scalar>::Zero();
+  };
+  Lane<Scalar> sums[] = {start(c + static_cast<Index>(row) * c_stride)...};
+  for (Index t = 0; t < terms; ++t) {
+    const Lane<Scalar> factor = Eigen::Map<const Lane<Scalar>>(b.data + t * b.term_stride);
+    ((sums[row] += a.data[static_cast<Index>(row) * a.row_stride + t * a.column_stride] * factor), ...);
+  }
+  if constexpr (sum == Sum::added) ((sums[row] += Values(c + static_cast<Index>(row) * c_stride)), ...);
+  ((Values(c + static_cast<Index>(row) * c_stride) = sums[row]), ...);
+}
+
+/// c (rows, columns) = or += a (rows, terms) · b (terms, columns). c is row-major and computed in whole lanes.
+template <Sum sum, class Scalar>
+void multiply(Index rows, Index columns, Index terms, Factor<Scalar> a, Panels<Scalar> b, Scalar* c, Index c_stride) {
+  for (Index j = 0; j < columns; j += lanes<Scalar>, b = b.from(0, lanes<Scalar>)) {
+    const auto some = [&]<std::size_t... row>(std::index_sequence<row...> all, Index i) {
+      multiply_rows<sum>(all, terms, a.from_row(i), b, c + i * c_stride + j, c_stride);
+    };
+    Index i = 0;
+    for (; i + rows_together <= rows; i += rows_together) some(std::make_index_sequence<rows_together>(), i);
+    for (; i < rows; ++i) some(std::make_index_sequence<1>(), i);
   }
 }
 
@@ -61,18 +108,17 @@ void add_product_of_rows(std::index_sequence<row...>, Index columns, Index terms
 template <class A, class Scalar>
 void add_product(Index rows, Index columns, Index terms, Factor<A> a, const Scalar* b, Index b_stride, Scalar* c,
                  Index c_stride) {
-  constexpr Index together = 8;
-  std::vector<Scalar> panel(static_cast<std::size_t>(together * terms));
-  const auto add = [&]<std::size_t... row>(std::index_sequence<row...> all, Index i) {
-    Scalar* to = panel.data();
-    for (Index t = 0; t < terms; ++t)
-      for (Index r = i; r < i + static_cast<Index>(sizeof...(row)); ++r)
-        *to++ = static_cast<Scalar>(a.data[r * a.row_stride + t * a.column_stride]);
-    add_product_of_rows(all, columns, terms, panel.data(), b, b_stride, c + i * c_stride, c_stride);
-  };
-  Index i = 0;
-  for (; i + together <= rows; i += together) add(std::make_index_sequence<together>(), i);
-  for (; i < rows; ++i) add(std::make_index_sequence<1>(), i);
+  const auto rows_of_b = Panels<Scalar>::of_rows(b, b_stride);
+  if constexpr (std::is_same_v<A, Scalar>) {
+    multiply<Sum::continued>(rows, columns, terms, a, rows_of_b, c, c_stride);
+  } else {
+    std::vector<Scalar> converted;
+    converted.reserve(static_cast<std::size_t>(rows * terms));
+    for (Index i = 0; i < rows; ++i)
+      for (Index t = 0; t < terms; ++t)
+        converted.push_back(static_cast<Scalar>(a.data[i * a.row_stride + t * a.column_stride]));
+    multiply<Sum::continued>(rows, columns, terms, Factor<Scalar>{converted.data(), terms, 1}, rows_of_b, c, c_stride);
+  }
 }
 
 /// c (rows, columns) += a (rows, terms) · bᵀ, where b is (columns, terms). b and c are row-major, and the rows of c are
@@ -85,6 +131,45 @@ void add_product_transposed(Index rows, Index columns, Index terms, Factor<A> a,
   for (Index j = 0; j < columns; ++j)
     for (Index t = 0; t < terms; ++t) by_term[static_cast<std::size_t>(t * padded + j)] = b[j * b_stride + t];
   add_product(rows, padded, terms, a, by_term.data(), padded, c, c_stride);
+}
+
+/// How many values a packed matrix takes.
+template <class Scalar>
+constexpr Index packed_size(Index terms, Index columns) {
+  return terms * whole_lanes<Scalar>(columns);
+}
+
+/// Asks for memory that is read soon. Rows far apart are in a page each, where processors do not look ahead.
+template <class Scalar>
+void prefetch(const Scalar* from, Index count) {
+#if defined(__GNUC__)
+  for (Index i = 0; i < count; i += lanes<Scalar>) __builtin_prefetch(from + i);
+#endif
+}
+
+/// Packs a matrix (terms, columns), panel after panel, 0 beyond the last column: what is read together lies together.
+template <class Scalar>
+Panels<Scalar> pack(Factor<Scalar> matrix, Index terms, Index columns, Scalar* to) {
+  constexpr Index ahead = 32;
+  const Panels<Scalar> panels{to, terms * lanes<Scalar>, lanes<Scalar>};
+  const Index whole = columns / lanes<Scalar> * lanes<Scalar>;
+  if (whole < columns) std::fill_n(to + terms * whole, terms * lanes<Scalar>, Scalar(0));
+  if (matrix.column_stride == 1) {
+    for (Index t = 0; t < terms; ++t, to += lanes<Scalar>) {
+      const Scalar* from = matrix.data + t * matrix.row_stride;
+      if (t + ahead < terms) prefetch(from + ahead * matrix.row_stride, columns);
+      for (Index j = 0; j < whole; j += lanes<Scalar>) std::copy_n(from + j, lanes<Scalar>, to + terms * j);
+      std::copy_n(from + whole, columns - whole, to + terms * whole);
+    }
+  } else {  // transposed, so that a column is what lies together
+    for (Index j = 0; j < columns; ++j) {
+      const Scalar* from = matrix.data + j * matrix.column_stride;
+      if (j + ahead < columns) prefetch(from + ahead * matrix.column_stride, terms);
+      Scalar* column = to + j / lanes<Scalar> * panels.panel_stride + j % lanes<Scalar>;
+      for (Index t = 0; t < terms; ++t) column[t * lanes<Scalar>] = from[t * matrix.row_stride];
+    }
+  }
+  return panels;
 }
 
 }  // namespace posbias::detail

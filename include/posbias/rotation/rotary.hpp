@@ -72,6 +72,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   using Options = RotaryOptions;
   using typename Base::Gradients;
   static constexpr std::string_view name = "Rotary";
+  static constexpr QKVChanges changes{.v = false};
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
   explicit Rotary(const Options& options, std::uint64_t /*seed*/ = 0)

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Attention and its adjoint over tiles of logits, in O(L·H) memory.
+///
+/// Forward is the running softmax of FlashAttention (Dao et al., 2022, arXiv 2205.14135): where a query meets a larger
+/// logit, what it summed so far shrinks to the new scale. Backward finds the weights again from the logarithm of each
+/// query's sum (Dao, 2023, arXiv 2307.08691):
+///
+///     weight = e^(logit - log_sum_exp)       grad_logit = weight · (grad_out·v - grad_out·out)
+///     grad_v += weight·grad_out              grad_q += scale·grad_logit·k      grad_k += scale·grad_logit·q
+///
+/// A key that is hidden adds exact zeros: its weight is 0. But 0·NaN is NaN, so v must be finite where a key is hidden
+/// from some queries only; behind the last key that any query of a tile sees nothing is read.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "posbias/attention/attention_tiles.hpp"
+#include "posbias/core/executor.hpp"
+#include "posbias/kernel/exponential.hpp"
+#include "posbias/kernel/workspace.hpp"
+
+namespace posbias::detail {
+
+/// Copies a matrix, scaled, row after row; returns where the next row would go.
+template <class Scalar>
+Scalar* copy_scaled(const Factor<Scalar>& from, Index rows, Index columns, Scalar scale, Scalar* to) {
+  for (Index i = 0; i < rows; ++i)
+    for (Index d = 0; d < columns; ++d) *to++ = scale * from.data[i * from.row_stride + d * from.column_stride];
+  return to;
+}
+
+/// Forward over one share of the queries.
+template <class Scalar, class Prepared>
+class AttentionForward {
+  using Tiles = AttentionTiles<Scalar, Prepared>;
+  using Values = Eigen::Map<Lane<Scalar>>;
+
+ public:
+  /// With or without `out`: without it there are only sums.
+  AttentionForward(const Tiles& tiles, const QueryShare& share, bool has_out)
+      : tiles_(tiles),
+        share_(share),
+        rows_(tiles.group() * share.queries),
+        width_(has_out ? whole_lanes<Scalar>(tiles.value_features()) : 0),
+        q_(rows_ * tiles.features()),
+        out_(rows_ * width_),
+        logits_(tiles.most_queries() * tiles.most_keys()),
+        k_(packed_size<Scalar>(tiles.features(), tiles.most_keys())),
+        v_(packed_size<Scalar>(tiles.most_keys(), width_)),
+        top_(static_cast<std::size_t>(rows_), -Tiles::infinity),
+        sum_(static_cast<std::size_t>(rows_)) {
+    Scalar* next = q_.data();
+    tiles.for_each_head(share, [&](Index h) {
+      next = copy_scaled(Tiles::rows_of(tiles.q, share.batch, share.query, h), share.queries, tiles.features(),
+                         tiles.scale, next);
+    });
+    for (Index key = 0; key < tiles.keys(); key += Tiles::keys_per_block) add_keys(key);
+  }
+
+  /// Writes what the queries attended to, 0 where they saw nothing.
+  void write_out(const TensorView<Scalar, 3>& out) {
+    const Scalar* from = out_.data();
+    for_each_row([&](Index h, Index i, std::size_t row) {
+      const double part = sum_[row] == 0 ? 0 : 1 / sum_[row];
+      Scalar* to = out.batch(share_.batch) + i * out.strides[0] + h * out.strides[1];
+      for (Index d = 0; d < tiles_.value_features(); ++d)
+        to[d * out.strides[2]] = static_cast<Scalar>(part * static_cast<double>(from[d]));
+      from += width_;
+    });
+  }
+
+  /// Writes the logarithm of each query's sum of e^logit, -inf where it saw nothing.
+  void write_log_sum_exp(const TensorView<Scalar, 2>& log_sum_exp) {
+    for_each_row([&](Index h, Index i, std::size_t row) {
+      log_sum_exp.batch(share_.batch)[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]] =
+          static_cast<Scalar>(static_cast<double>(top_[row]) + std::log(sum_[row]));
+    });
+  }
+
+ private:
+  /// Calls `visit(head, query, row)`.
+  template <class Visit>
+  void for_each_row(const Visit& visit) const {
+    std::size_t row = 0;
+    tiles_.for_each_head(share_, [&](Index h) {
+      for (Index i = share_.query; i < share_.query + share_.queries; ++i) visit(h, i, row++);
+    });
+  }
+
+  void add_keys(Index key) {
+    Panels<Scalar> k{}, v{};
+    tiles_.for_each_tile(share_, key, logits_.data(), [&](const LogitTile<Scalar>& tile, Index row) {
+      if (k.data == nullptr) {
+        const Index count = tiles_.block_keys(key);
+        k = pack(Tiles::rows_of(tiles_.k, share_.batch, key, share_.key_head).transposed(), tiles_.features(), count,
+                 k_.data());
+        if (width_ > 0)
+          v = pack(Tiles::rows_of(tiles_.v, share_.batch, key, share_.key_head), count, tiles_.value_features(),
+                   v_.data());
+      }
+      tiles_.fill(tile, q_.data() + row * tiles_.features(), k.from(0, tile.key - key));
+      for (Index i = 0; i < tile.queries; ++i) weigh(tile.row(0, i), whole_lanes<Scalar>(tile.keys), row + i);
+      if (width_ > 0)
+        multiply<Sum::added>(tile.queries, width_, tile.keys, Factor<Scalar>{tile.data, tile.query_stride, 1},
+                             v.from(tile.key - key, 0), out_.data() + row * width_, width_);
+    });
+  }
+
+  /// Turns the logits of a row into weights e^(logit - top), where top is the row's largest so far. Its sum and its part
+  /// of out shrink to the same top.
+  void weigh(Scalar* logits, Index count, Index row) {
+    Scalar& top = top_[static_cast<std::size_t>(row)];
+    double& sum = sum_[static_cast<std::size_t>(row)];
+    Lane<Scalar> most = Lane<Scalar>::Constant(top);
+    for (Index j = 0; j < count; j += lanes<Scalar>) most = most.max(Values(logits + j));
+    const Scalar before = std::exchange(top, most.maxCoeff());
+    if (before != top) {
+      const Scalar shrunk = std::exp(before - top);
+      sum *= static_cast<double>(shrunk);
+      for (Index d = 0; d < width_; d += lanes<Scalar>) Values(out_.data() + row * width_ + d) *= shrunk;
+    }
+    const Scalar reference = top == -Tiles::infinity ? Scalar(0) : top;  // nothing seen yet
+    Lane<Scalar> weights = Lane<Scalar>::Zero();
+    for (Index j = 0; j < count; j += lanes<Scalar>) {
+      const Lane<Scalar> weight = exponential_(Values(logits + j) - reference);
+      Values(logits + j) = weight;
+      weights += weight;
+    }
+    sum += static_cast<double>(weights.sum());
+  }
+
+  const Tiles& tiles_;
+  QueryShare share_;
+  Index rows_, width_;                          // queries of all heads; features of out in whole lanes
+  Workspace<Scalar> q_, out_, logits_, k_, v_;  // q scaled, k and v of a block of keys packed
+  std::vector<Scalar> top_;                     // largest logit of each row so far
+  std::vector<double> sum_;                     // of e^(logit - top)
+  Exponential<Scalar> exponential_;
+};
+
+/// Writes out (B, *, L1, NH, Hv) and log_sum_exp (B, *, NH, L1), each if it has memory.
+template <class Scalar, class Prepared>
+void attention_forward(const AttentionTiles<Scalar, Prepared>& tiles, const TensorView<Scalar, 3>& out,
+                       const TensorView<Scalar, 2>& log_sum_exp, const Executor& executor) {
+  constexpr Index most = 512, least = 16;  // queries that share the packing of keys
+  const Index per_task = std::max(most / std::max<Index>(tiles.group(), 1), least);
+  const Index shares = (tiles.queries() + per_task - 1) / per_task;
+  executor.parallel_for(tiles.batches() * tiles.key_heads() * shares, [&](Index task) {
+    const Index query = task % shares * per_task;
+    AttentionForward<Scalar, Prepared> forward(tiles,
+                                               {task / shares / tiles.key_heads(), task / shares % tiles.key_heads(),
+                                                query, std::min(per_task, tiles.queries() - query)},
+                                               out.data != nullptr);
+    if (out.data != nullptr) forward.write_out(out);
+    if (log_sum_exp.data != nullptr) forward.write_log_sum_exp(log_sum_exp);
+  });
+}
+
+/// What backward reads, and the gradients it makes.
+template <class Scalar>
+struct AttentionGradients {
+  TensorView<Scalar, 3> q, k, v;
+  TensorView<const Scalar, 3> grad_out, out;
+  TensorView<const Scalar, 2> log_sum_exp;
+};
+
+/// Backward over all queries of the heads that share a head of keys.
+template <class Scalar, class Prepared>
+class AttentionBackward {
+  using Tiles = AttentionTiles<Scalar, Prepared>;
+  using Tile = LogitTile<Scalar>;
+  using Values = Eigen::Map<Lane<Scalar>>;
+
+ public:
+  AttentionBackward(const Tiles& tiles, const AttentionGradients<Scalar>& gradients)
+      : tiles_(tiles),
+        gradients_(gradients),
+        width_(whole_lanes<Scalar>(tiles.features())),
+        v_width_(whole_lanes<Scalar>(tiles.value_features())),
+        grad_q_(tiles.group() * tiles.queries() * width_),
+        grad_k_(tiles.most_keys() * width_),
+        grad_v_(tiles.most_keys() * v_width_),
+        logits_(tiles.most_queries() * tiles.most_keys()),
+        grad_logits_(tiles.most_queries() * tiles.most_keys()),
+        q_rows_(tiles.most_queries() * tiles.features()),
+        q_(packed_size<Scalar>(tiles.most_queries(), tiles.features())),
+        grad_out_rows_(tiles.most_queries() * tiles.value_features()),
+        grad_out_(packed_size<Scalar>(tiles.most_queries(), tiles.value_features())),
+        k_(packed_size<Scalar>(tiles.most_keys(), tiles.features())),
+        k_by_feature_(packed_size<Scalar>(tiles.features(), tiles.most_keys())),
+        v_by_feature_(packed_size<Scalar>(tiles.value_features(), tiles.most_keys())) {}
+
+  /// Writes the gradients of a head of k and v, adds to those of the heads of q that share it, and accumulates the
+  /// gradients of logits in `sums`.
+  template <class Sums>
+  void run(Index batch, Index key_head, Sums& sums) {
+    const QueryShare share{batch, key_head, 0, tiles_.queries()};
+    std::fill_n(grad_q_.data(), tiles_.group() * tiles_.queries() * width_, Scalar(0));
+    find_means(share);
+    for (Index key = 0; key < tiles_.keys(); key += Tiles::keys_per_block) {
+      pack_keys(share, key);
+      tiles_.for_each_tile(share, key, logits_.data(), [&](const Tile& tile, Index row) {
+        const Tile grad_tile = differentiate(tile, tile.key - key, row);
+        add_products(tile, grad_tile, tile.key - key, row);
+        if (tiles_.bias.accumulates())
+          tiles_.bias.accumulate(LogitTile<const Scalar>{grad_tile.data, 0, tile.query_stride, 1, tile.batch, tile.head,
+                                                         1, tile.query, tile.queries, tile.key, tile.keys},
+                                 sums);
+      });
+      const Index count = tiles_.block_keys(key);
+      add_rows(grad_k_.data(), width_, count, 1, gradients_.k, batch, key, key_head);
+      add_rows(grad_v_.data(), v_width_, count, 1, gradients_.v, batch, key, key_head);
+    }
+    const Scalar* from = grad_q_.data();
+    tiles_.for_each_head(share, [&](Index h) {
+      add_rows(from, width_, tiles_.queries(), tiles_.scale, gradients_.q, batch, 0, h);
+      from += tiles_.queries() * width_;
+    });
+  }
+
+ private:
+  /// The mean of grad_out·v of each row, by its weights: grad_out·out.
+  void find_means(const QueryShare& share) {
+    means_.clear();
+    tiles_.for_each_head(share, [&](Index h) {
+      const Factor<Scalar> grad_out = Tiles::rows_of(gradients_.grad_out, share.batch, 0, h);
+      const Factor<Scalar> out = Tiles::rows_of(gradients_.out, share.batch, 0, h);
+      for (Index i = 0; i < share.queries; ++i) {
+        double mean = 0;
+        for (Index d = 0; d < tiles_.value_features(); ++d)
+          mean += static_cast<double>(grad_out.data[i * grad_out.row_stride + d * grad_out.column_stride]) *
+                  static_cast<double>(out.data[i * out.row_stride + d * out.column_stride]);
+        means_.push_back(static_cast<Scalar>(mean));
+      }
+    });
+  }
+
+  void pack_keys(const QueryShare& share, Index key) {
+    const Index count = tiles_.block_keys(key);
+    const Factor<Scalar> k = Tiles::rows_of(tiles_.k, share.batch, key, share.key_head);
+    const Factor<Scalar> v = Tiles::rows_of(tiles_.v, share.batch, key, share.key_head);
+    keys_ = {pack(k, count, tiles_.features(), k_.data()),
+             pack(k.transposed(), tiles_.features(), count, k_by_feature_.data()),
+             pack(v.transposed(), tiles_.value_features(), count, v_by_feature_.data())};
+    std::fill_n(grad_k_.data(), count * width_, Scalar(0));
+    std::fill_n(grad_v_.data(), count * v_width_, Scalar(0));
+  }
+
+  /// Writes the weights of a tile, whose keys begin at `begin` of their block, and returns the gradients of its logits.
+  Tile differentiate(const Tile& tile, Index begin, Index row) {
+    const Index H = tiles_.features(), Hv = tiles_.value_features();
+    copy_scaled(Tiles::rows_of(tiles_.q, tile.batch, tile.query, tile.head), tile.queries, H, tiles_.scale,
+                q_rows_.data());
+    copy_scaled(Tiles::rows_of(gradients_.grad_out, tile.batch, tile.query, tile.head), tile.queries, Hv, Scalar(1),
+                grad_out_rows_.data());
+    tiles_.fill(tile, q_rows_.data(), keys_.k_by_feature.from(0, begin));
+
+    Tile grad_tile = tile;
+    grad_tile.data = grad_logits_.data();
+    multiply<Sum::fresh>(tile.queries, tile.keys, Hv, Factor<Scalar>{grad_out_rows_.data(), Hv, 1},
+                         keys_.v_by_feature.from(0, begin), grad_tile.data, tile.query_stride);
+    const auto& sums = gradients_.log_sum_exp;
+    for (Index i = 0; i < tile.queries; ++i) {
+      const Scalar mean = means_[static_cast<std::size_t>(row + i)];
+      const Scalar sum = sums.batch(tile.batch)[tile.head * sums.strides[0] + (tile.query + i) * sums.strides[1]];
+      const Scalar reference = sum == -Tiles::infinity ? Tiles::infinity : sum;  // sees nothing: no weights
+      for (Index j = 0; j < whole_lanes<Scalar>(tile.keys); j += lanes<Scalar>) {
+        Values weight(tile.row(0, i) + j), grad(grad_tile.row(0, i) + j);
+        weight = exponential_(weight - reference);
+        grad = weight * (grad - mean);
+      }
+    }
+    return grad_tile;
+  }
+
+  /// Adds to the gradients of v, k and q.
+  void add_products(const Tile& tile, const Tile& grad_tile, Index begin, Index row) {
+    const Index H = tiles_.features(), Hv = tiles_.value_features();
+    const Factor<Scalar> weights{tile.data, tile.query_stride, 1}, grads{grad_tile.data, tile.query_stride, 1};
+    const Panels<Scalar> grad_out =
+        pack(Factor<Scalar>{grad_out_rows_.data(), Hv, 1}, tile.queries, Hv, grad_out_.data());
+    const Panels<Scalar> q = pack(Factor<Scalar>{q_rows_.data(), H, 1}, tile.queries, H, q_.data());
+    multiply<Sum::added>(tile.keys, Hv, tile.queries, weights.transposed(), grad_out, grad_v_.data() + begin * v_width_,
+                         v_width_);
+    multiply<Sum::added>(tile.keys, H, tile.queries, grads.transposed(), q, grad_k_.data() + begin * width_, width_);
+    multiply<Sum::added>(tile.queries, H, tile.keys, grads, keys_.k.from(begin, 0), grad_q_.data() + row * width_,
+                         width_);
+  }
+
+  /// Adds rows, scaled, to the tokens of a head.
+  static void add_rows(const Scalar* from, Index stride, Index rows, Scalar scale, const TensorView<Scalar, 3>& tensor,
+                       Index batch, Index token, Index head) {
+    Scalar* to = tensor.batch(batch) + token * tensor.strides[0] + head * tensor.strides[1];
+    for (Index i = 0; i < rows; ++i)
+      for (Index d = 0; d < tensor.shape[2]; ++d)
+        to[i * tensor.strides[0] + d * tensor.strides[2]] += scale * from[i * stride + d];
+  }
+
+  /// A block of keys, packed.
+  struct Keys {
+    Panels<Scalar> k, k_by_feature, v_by_feature;
+  };
+
+  const Tiles& tiles_;
+  AttentionGradients<Scalar> gradients_;
+  Index width_, v_width_;  // features in whole lanes
+  Workspace<Scalar> grad_q_, grad_k_, grad_v_, logits_, grad_logits_;
+  Workspace<Scalar> q_rows_, q_, grad_out_rows_, grad_out_;  // of a tile: row after row, and packed
+  Workspace<Scalar> k_, k_by_feature_, v_by_feature_;
+  Keys keys_{};
+  std::vector<Scalar> means_;
+  Exponential<Scalar> exponential_;
+};
+
+/// Adds to the gradients of q, k and v, and accumulates those of logits. Queries of a head come one after another, and
+/// so do batch entries where the bias sums over them.
+template <class Scalar, class Prepared, class Sums>
+void attention_backward(const AttentionTiles<Scalar, Prepared>& tiles, const AttentionGradients<Scalar>& gradients,
+                        Sums& sums, const Executor& executor) {
+  if (tiles.batches() == 0 || tiles.key_heads() == 0) return;
+  const bool sums_up = tiles.bias.accumulates();
+  const Index batches = sums_up ? tiles.batches() : 1;  // of a task
+  const Index heads = sums_up && !tiles.bias.heads_are_independent() ? tiles.key_heads() : 1;
+  const Index tasks_per_batch = tiles.key_heads() / heads;
+  executor.parallel_for(tiles.batches() / batches * tasks_per_batch, [&](Index task) {
+    AttentionBackward<Scalar, Prepared> backward(tiles, gradients);
+    for (Index n = 0; n < batches; ++n)
+      for (Index h = 0; h < heads; ++h)
+        backward.run(task / tasks_per_batch * batches + n, task % tasks_per_batch * heads + h, sums);
+  });
+}
+
+}  // namespace posbias::detail
