@@ -112,6 +112,7 @@ std::vector<Scheme> all_schemes() {
 /// What the user asks for.
 struct Options {
   demo::Budget budget;
+  std::string attention = "fused";
   std::string text = POSBIAS_DEMO_TEXT;
   std::string csv;
   std::vector<std::string> schemes;
@@ -138,6 +139,11 @@ void declare(CLI::App& app, Options& options) {
       ->delimiter(',')
       ->check(CLI::IsMember(options.schemes))
       ->default_str("all");
+  app.add_option("--attention", options.attention,
+                 "The same numbers, up to rounding, by less memory or by plainer code")
+      ->type_name("")
+      ->check(CLI::IsMember({"fused", "materialised"}))
+      ->capture_default_str();
   app.add_option("--text", options.text, "A file, or a folder with everything in it")
       ->type_name("PATH")
       ->capture_default_str();
@@ -151,7 +157,8 @@ void declare(CLI::App& app, Options& options) {
 }
 
 void run(const Options& options, const std::vector<Scheme>& schemes) {
-  const Experiment experiment = demo::prepare(demo::read_corpus(options.text), options.budget, options.test_lengths);
+  Experiment experiment = demo::prepare(demo::read_corpus(options.text), options.budget, options.test_lengths);
+  if (options.attention == "materialised") experiment.shape.attention = demo::AttentionKind::materialised;
   const bool csv_to_stdout = options.csv == "-";
   std::ofstream csv_file;
   std::ostream& csv = csv_to_stdout ? std::cout : csv_file;

@@ -6,7 +6,7 @@
 ///     for each block:  x += attention(norm(x));  x += mlp(norm(x))
 ///     logits = head(norm(x))
 ///
-/// The module is a member and does its work in three calls: `mod_x` here, `mod_qkv` and `mod_mask` in the
+/// The module is a member and does its work in three places: `mod_x` here, `mod_qkv` and `mod_mask` in the
 /// attention of every layer. All layers share it, and their gradients add up in one object.
 #pragma once
 
@@ -28,6 +28,7 @@ struct Architecture {
   Index heads = 4;        ///< NH
   Index head_width = 16;  ///< H
   Index mlp_factor = 4;   ///< hidden width of the MLP, in units of D
+  AttentionKind attention = AttentionKind::fused;
 
   [[nodiscard]] Index width() const { return heads * head_width; }
 };
@@ -137,7 +138,10 @@ class Transformer {
   Module position;
 
   Transformer(const Architecture& shape, Module module, Random& random)
-      : weights(Weights<Scalar>::random(shape, random)), position(std::move(module)), NH(shape.heads) {}
+      : weights(Weights<Scalar>::random(shape, random)),
+        position(std::move(module)),
+        NH(shape.heads),
+        kind(shape.attention) {}
 
   /// The cross entropy of all targets, summed, in nats.
   double forward(const Windows& windows, Trace& trace) const {
@@ -151,7 +155,7 @@ class Transformer {
     for (std::size_t i = 0; i < weights.blocks.size(); ++i) {
       const auto& block = weights.blocks[i];
       auto& seen = trace.blocks[i];
-      x += block.attention.forward(block.attention_norm.forward(x, seen.attention_norm), B, NH, position,
+      x += block.attention.forward(block.attention_norm.forward(x, seen.attention_norm), B, NH, kind, position,
                                    seen.attention);
       x += block.mlp.forward(block.mlp_norm.forward(x, seen.mlp_norm), seen.mlp);
     }
@@ -173,7 +177,7 @@ class Transformer {
       auto& grad = into.blocks[i];
       grad_x += block.mlp_norm.backward(block.mlp.backward(grad_x, seen.mlp, grad.mlp), seen.mlp_norm, grad.mlp_norm);
       grad_x += block.attention_norm.backward(
-          block.attention.backward(grad_x, seen.attention, trace.B, NH, position, grad.attention, into_position),
+          block.attention.backward(grad_x, seen.attention, trace.B, NH, kind, position, grad.attention, into_position),
           seen.attention_norm, grad.attention_norm);
     }
     position.mod_x_backward(by_window(grad_x, trace.B), posbias::TokenPositions{}, into_position);
@@ -188,6 +192,7 @@ class Transformer {
 
  private:
   Index NH;
+  AttentionKind kind;
 };
 
 }  // namespace demo

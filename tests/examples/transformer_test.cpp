@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The demo's transformer: its gradients with every scheme, causality, training, and reading text.
+/// The demo's transformer: its gradients with every scheme, both kinds of attention, causality, training, and reading
+/// text.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -9,6 +10,7 @@
 #include <limits>
 #include <optional>
 #include <posbias/posbias.hpp>
+#include <span>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -24,12 +26,19 @@
 
 namespace {
 
+using demo::AttentionKind;
 using demo::Index;
 using demo::Symbol;
 using posbias_test::contains;
 using posbias_test::message_of;
 
 constexpr demo::Architecture tiny{.symbols = 7, .layers = 2, .heads = 2, .head_width = 4, .mlp_factor = 2};
+
+demo::Architecture tiny_with(AttentionKind attention) {
+  auto shape = tiny;
+  shape.attention = attention;
+  return shape;
+}
 
 /// Symbols below `count` with some structure: each third one repeats the one before.
 std::vector<Symbol> some_text(std::size_t size, Index count) {
@@ -39,16 +48,22 @@ std::vector<Symbol> some_text(std::size_t size, Index count) {
   return text;
 }
 
+/// A model whose parameters are away from the ones and zeros that norms and biases start with.
+template <class Module>
+demo::Transformer<double, Module> some_model(const Module& module, AttentionKind attention) {
+  demo::Random random(11);
+  demo::Transformer<double, Module> model(tiny_with(attention), module, random);
+  for (const auto& parameter : demo::parameter_views(model))
+    for (double& value : parameter.values) value += 0.1 * random.symmetric();
+  return model;
+}
+
 /// Compares the analytic gradient with central differences of the loss: every entry of small parameters, every
 /// third of large ones.
 template <class Module>
-void check_gradients(Module module) {
-  demo::Random random(11);
-  demo::Transformer<double, Module> model(tiny, std::move(module), random);
+void check_differences(const Module& module, AttentionKind attention) {
+  auto model = some_model(module, attention);
   const auto parameters = demo::parameter_views(model);
-  for (const auto& parameter : parameters)  // away from the ones and zeros that norms and biases start with
-    for (double& value : parameter.values) value += 0.1 * random.symmetric();
-
   const auto text = some_text(40, tiny.symbols);
   const std::vector<Index> starts{1, 17};
   const demo::Windows windows{text, starts, 5};
@@ -77,6 +92,59 @@ void check_gradients(Module module) {
     }
   }
   CHECK(worst < 1e-7);
+}
+
+using Runs = std::vector<std::span<const double>>;
+
+/// The largest |a - b| over the largest |b|, of all numbers of several runs.
+double relative_difference(const Runs& a, const Runs& b) {
+  REQUIRE(a.size() == b.size());
+  double difference = 0, largest = 0;
+  for (std::size_t p = 0; p < a.size(); ++p) {
+    REQUIRE(a[p].size() == b[p].size());
+    for (std::size_t i = 0; i < a[p].size(); ++i) {
+      REQUIRE(std::isfinite(a[p][i]));
+      difference = std::max(difference, std::abs(a[p][i] - b[p][i]));
+      largest = std::max(largest, std::abs(b[p][i]));
+    }
+  }
+  return difference / largest;
+}
+
+/// Both kinds of attention give the same probabilities and gradients, in windows of more than one tile of queries.
+template <class Module>
+void check_kinds_agree(const Module& module) {
+  const auto text = some_text(200, tiny.symbols);
+  const std::vector<Index> starts{1, 97};
+  const demo::Windows windows{text, starts, 71};
+  typename demo::Transformer<double, Module>::Trace fused_trace, trace;
+  const auto fused = some_model(module, AttentionKind::fused), model = some_model(module, AttentionKind::materialised);
+  auto fused_gradient = fused.zero_gradients(), gradient = model.zero_gradients();
+  const double fused_loss = fused.forward(windows, fused_trace), loss = model.forward(windows, trace);
+  CHECK(std::abs(fused_loss - loss) < 1e-12 * loss);
+  const auto probabilities = [](const auto& of) {
+    return Runs{{of.probabilities.data(), static_cast<std::size_t>(of.probabilities.size())}};
+  };
+  CHECK(relative_difference(probabilities(fused_trace), probabilities(trace)) < 1e-12);
+
+  fused.backward(fused_trace, 0.25, fused_gradient);
+  model.backward(trace, 0.25, gradient);
+  // All together: the gradient of a bias of k is 0 up to rounding, as a softmax ignores it.
+  const auto runs = [](auto& of) {
+    Runs result;
+    for (const auto& view : demo::parameter_views(of)) result.push_back(view.values);
+    return result;
+  };
+  CHECK(relative_difference(runs(fused_gradient), runs(gradient)) < 1e-12);
+  // It was not one and the same.
+  CHECK(fused_trace.blocks[0].attention.materialised.weights.size() == 0);
+  CHECK(trace.blocks[0].attention.fused.log_sum_exp.size() == 0);
+}
+
+template <class Module>
+void check_gradients(const Module& module) {
+  for (const auto attention : {AttentionKind::fused, AttentionKind::materialised}) check_differences(module, attention);
+  if constexpr (posbias::AttentionModule<Module, double>) check_kinds_agree(module);
 }
 
 /// A user's own module that reads the content: q <- 2 q, then mask(i, j) += j · q(i)[0].
@@ -155,7 +223,7 @@ TEST_CASE("transformer: gradients with Sinusoidal", "[transformer]") {
 }
 
 TEST_CASE("transformer: gradients with LearnedVocab", "[transformer]") {
-  check_gradients(posbias::LearnedVocab<double>({.dim = 8, .max_seq_len = 5}));
+  check_gradients(posbias::LearnedVocab<double>({.dim = 8, .max_seq_len = 71}));
 }
 
 TEST_CASE("transformer: gradients with Rotary", "[transformer]") {
@@ -171,13 +239,27 @@ TEST_CASE("transformer: gradients with RelativePositionBias", "[transformer]") {
       {.bidirectional = false, .num_buckets = 4, .max_distance = 4, .n_heads = 2}));
 }
 
+TEST_CASE("transformer: gradients with LearnedContinuous", "[transformer]") {
+  check_gradients(posbias::LearnedContinuous<double>({.dim = 8, .depth = 2, .norm = true, .divide = 5}));
+}
+
+TEST_CASE("transformer: gradients with DynamicPositionBias", "[transformer]") {
+  check_gradients(posbias::DynamicPositionBias<double>({.dim = 4, .n_heads = 2, .depth = 2, .divide = 5}));
+}
+
+TEST_CASE("transformer: gradients with TransformerXL", "[transformer]") {
+  check_gradients(posbias::TransformerXL<double>({.dim = 8, .n_heads = 2, .linear_bias = false}));
+}
+
 TEST_CASE("transformer: gradients with a user's module that reads the content", "[transformer]") {
   check_gradients(FirstFeatureBias());
 }
 
 TEST_CASE("transformer: no character sees the ones after it", "[transformer]") {
+  const auto attention = GENERATE(AttentionKind::fused, AttentionKind::materialised);
   demo::Random random(5);
-  const demo::Transformer<float, posbias::ALiBi<float>> model(tiny, posbias::ALiBi<float>({.n_heads = 2}), random);
+  const demo::Transformer<float, posbias::ALiBi<float>> model(tiny_with(attention),
+                                                              posbias::ALiBi<float>({.n_heads = 2}), random);
   auto text = some_text(30, tiny.symbols);
   const std::vector<Index> starts{2};
   const Index L = 20, changed = 13;
@@ -190,6 +272,7 @@ TEST_CASE("transformer: no character sees the ones after it", "[transformer]") {
 }
 
 TEST_CASE("transformer: learns a text, alike on any number of threads", "[transformer]") {
+  const auto attention = GENERATE(AttentionKind::fused, AttentionKind::materialised);
   const auto text = some_text(500, 3);
   const std::vector<Index> stretches{0, 100, 200};
   demo::Budget budget{.steps = 60, .batch = 5, .length = 16};
@@ -198,7 +281,7 @@ TEST_CASE("transformer: learns a text, alike on any number of threads", "[transf
     budget.seed = seed;
     demo::Random random(seed);
     const posbias::RelativePositionBias<float> bias({.bidirectional = false, .n_heads = 2});
-    demo::Transformer<float, posbias::RelativePositionBias<float>> model(tiny, bias, random);
+    demo::Transformer<float, posbias::RelativePositionBias<float>> model(tiny_with(attention), bias, random);
     std::vector<double> bits;
     demo::train(model, text, budget, [&](Index, double loss) { bits.push_back(loss); });
     for (const Index length : {16, 32})
@@ -268,7 +351,7 @@ TEST_CASE("experiment: a length that the scheme has no positions for has no resu
   REQUIRE(message_of<posbias::PositionError>([&] { (void)measure(vocab(7)); }) ==
           "LearnedVocab::mod_x: pos at index 7 is 7; integers in [0, 7) are needed");
   REQUIRE(message_of<posbias::ShapeError>([&] { (void)measure(posbias::ALiBi<float>({.n_heads = 3})); }) ==
-          "ALiBi::mod_mask: mask has 2 heads; n_heads = 3");
+          "ALiBi::prepare: q has 2 heads; n_heads = 3");
 }
 
 TEST_CASE("report: a length without a result is a dash in the table and an empty field in the CSV", "[report]") {
