@@ -2,47 +2,23 @@
 /// \file
 /// Each hook beside the least that could be done in its place: a memset for a bias that is made, a fill or an in-place
 /// scale for tensors that are modified, Eigen's q·kᵀ for a bias that multiplies queries.
-///
-/// Both run in turn, so what disturbs one disturbs the other. Time is the hook's, `limit` that of the least, `ratio`
-/// the hook's median over the other's: that is what counts, times on shared machines are noise.
 #include <benchmark/benchmark.h>
 
 #include <Eigen/Core>
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <posbias/posbias.hpp>
 #include <vector>
 
+#include "compare.hpp"
+
 namespace {
 
 using namespace posbias;
+using posbias_benchmarks::add;
+using posbias_benchmarks::compare;
 using Tensor3 = Eigen::Tensor<float, 3, Eigen::RowMajor>;
 using Tensor4 = Eigen::Tensor<float, 4, Eigen::RowMajor>;
-
-/// Measures `work` and, in turn, `least`.
-template <class Work, class Least>
-void compare(benchmark::State& state, const Work& work, const Least& least) {
-  const auto seconds = [](const auto& run) {
-    const auto start = std::chrono::steady_clock::now();
-    run();
-    benchmark::ClobberMemory();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
-  std::vector<double> works, leasts;
-  for (auto _ : state) {
-    leasts.push_back(seconds(least));
-    works.push_back(seconds(work));
-    state.SetIterationTime(works.back());
-  }
-  const auto median = [](std::vector<double>& values) {
-    std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
-    return values[values.size() / 2];
-  };
-  const double limit = median(leasts);
-  state.counters["limit"] = limit;
-  state.counters["ratio"] = median(works) / limit;
-}
 
 /// Not with 0, for which the C library has writes that a bias cannot use.
 template <class Tensor>
@@ -137,7 +113,7 @@ void mod_mask_xl(benchmark::State& state, bool backward) {
             Head(&k(b, 0, h, 0), L, H, Eigen::OuterStride<>(NH * H)).transpose();
   };
   const auto forward = [&] { module.mod_mask(mask, q, k, k); };
-  if (!backward) return compare(state, forward, q_times_k);
+  if (!backward) return static_cast<void>(compare(state, forward, q_times_k));
   Tensor4 grad_q = q, grad_k = k;
   auto grads = module.zero_gradients();
   compare(
@@ -176,11 +152,6 @@ void t5_buckets(benchmark::State& state) {
     benchmark::ClobberMemory();
   }
   state.SetItemsProcessed(state.iterations() * static_cast<Index>(relative.size()));
-}
-
-template <class Run>
-auto* add(const char* name, const Run& run) {
-  return benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond);
 }
 
 const bool added = [] {
