@@ -3,9 +3,10 @@
 /// Fused attention at B 1, 8 heads, H 64, float: the kernel without a bias beside Eigen's product of 1024×1024 matrices,
 /// each module beside the kernel without a bias, backward beside forward, two threads beside one.
 #include <Eigen/Core>
-#include <posbias/attention/scaled_dot_product.hpp>
+#include <cmath>
 #include <posbias/parallel/thread_pool.hpp>
 #include <posbias/posbias.hpp>
+#include <string>
 
 #include "compare.hpp"
 
@@ -111,13 +112,12 @@ const bool added = [] {
     visit("Rotary", [] { return Rotary<float>({.head_dim = H}); });
   };
   add("attention/Identity", of_gemm);
-  with_modules([](const std::string& name, auto make) {
-    add(("attention/" + name).c_str(), [=](State& s) { forward(s, make()); });
-  });
+  with_modules(
+      [](const std::string& name, auto make) { add("attention/" + name, [=](State& s) { forward(s, make()); }); });
   add("attention/Identity/causal", [](State& s) { forward(s, Identity(), {.causal = true}); });
   add("attention_backward/Identity", [](State& s) { backward(s, Identity()); });
   with_modules([](const std::string& name, auto make) {
-    add(("attention_backward/" + name).c_str(), [=](State& s) { backward(s, make()); });
+    add("attention_backward/" + name, [=](State& s) { backward(s, make()); });
   });
   add("attention/two_threads", [](State& s) {
     Tensors tensors;

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <string>
 #include <vector>
 
 namespace posbias_benchmarks {
@@ -43,8 +44,8 @@ double compare(benchmark::State& state, const Work& work, const Other& other) {
 
 /// Registers a benchmark that measures its own time.
 template <class Run>
-auto* add(const char* name, const Run& run) {
-  return benchmark::RegisterBenchmark(name, run)->UseManualTime()->Unit(benchmark::kMillisecond);
+auto* add(const std::string& name, const Run& run) {
+  return benchmark::RegisterBenchmark(name.c_str(), run)->UseManualTime()->Unit(benchmark::kMillisecond);
 }
 
 }  // namespace posbias_benchmarks

@@ -11,7 +11,6 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
-#include <posbias/attention/scaled_dot_product.hpp>
 #include <posbias/parallel/thread_pool.hpp>
 #include <posbias/posbias.hpp>
 #include <random>

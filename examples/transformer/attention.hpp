@@ -6,7 +6,6 @@
 /// takes the module and calls both hooks itself; the materialised one, its oracle, calls them in the open.
 #pragma once
 
-#include <posbias/attention/scaled_dot_product.hpp>
 #include <posbias/posbias.hpp>
 
 #include "transformer/layers.hpp"
@@ -17,7 +16,7 @@ namespace demo {
 
 /// Two ways to the same numbers, up to rounding.
 enum class AttentionKind {
-  fused,        ///< tile by tile, O(L) memory; of modules that have a `prepare`, the others get `materialised`
+  fused,        ///< tile by tile, O(L) memory; modules without a `prepare` get `materialised`
   materialised  ///< all L×L weights in memory
 };
 

@@ -346,6 +346,32 @@ TEMPLATE_TEST_CASE("NaN shows where it is seen, and nowhere else", "[attention]"
   }
 }
 
+TEMPLATE_TEST_CASE("a large number added to all logits leaves weights that sum to 1, backward too", "[attention]",
+                   float, double) {
+  using S = TestType;
+  const AttentionSizes sizes{.B = 1, .L1 = 70, .L2 = 300, .NH = 2, .NHk = 2, .H = 8, .Hv = 5};
+  const auto in = Tensors<S>::numbers(sizes);
+  const auto grad_out = numbers<S>(sizes.out(), 7);
+  const auto subject = make_subject<S>(Scheme::alibi, 2, 8);
+  for (const double constant : {0.0, -1e3, 1e4, -1e9, -3e38}) {
+    MaskCase mask(MaskCase::Type::doubles, {300}, std::vector<double>(300, constant));
+    const AttentionOptions options{.mask = mask.mask()};
+    for (const bool with_sums : {true, false}) {
+      INFO(constant << (with_sums ? ", with log_sum_exp" : ""));
+      const auto attended = subject->attend(in, options, with_sums);
+      const auto gradients = subject->backward(in, attended, grad_out, options, subject->gradients_of(0));
+      double worst = 0;
+      for (std::size_t column = 0; column < 10; ++column) {  // of 2 heads of 5 features
+        double of_out = 0, of_v = 0;
+        for (std::size_t i = column; i < grad_out.size(); i += 10) of_out += static_cast<double>(grad_out[i]);
+        for (std::size_t j = column; j < gradients.v.size(); j += 10) of_v += static_cast<double>(gradients.v[j]);
+        worst = std::max(worst, std::abs(of_out - of_v));
+      }
+      CHECK(worst < (std::is_same_v<S, float> ? 2e-4 : 1e-12));  // over 70 queries
+    }
+  }
+}
+
 TEST_CASE("no batch entry, no query, no key", "[attention]") {
   using S = double;
   for (const Scheme scheme : schemes<S>())
@@ -422,6 +448,9 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   CHECK(forward({out.data(), 1, 5, 4, 3}, &sums_map) == "posbias::attention: out has shape (1, 5, 4, 3)" + need_out);
   const std::string shared = " shares memory with another argument; it is written to";
   CHECK(forward({q.data() + 1, 2, 5, 4, 3}, nullptr) == "posbias::attention: out" + shared);
+  const ConstMap<double, 1> in_out_mask(out.data() + 7, 7);
+  CHECK(forward_of(*identity, out_map, q_map, k_map, v_map, {.mask = in_out_mask}, nullptr) ==
+        "posbias::attention: out" + shared);
   CHECK(forward_of(*identity, {out.data(), 2, 7, 2, 3}, {q.data(), 2, 7, 2, 4}, k_map, {out.data() + 83, 2, 7, 2, 3},
                    {}, nullptr) == "posbias::attention: out" + shared);
   Map<double, 3> transposed(sums.data(), 2, 5, 4), in_out(out.data() + 119, 2, 4, 5), in_v(v.data(), 2, 4, 5);
@@ -473,8 +502,10 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   for (const Scheme scheme : schemes<double>()) {
     INFO(name_of(scheme));
     const auto subject = make_subject<double>(scheme, 4, 4);
-    CHECK(both(option, *subject, {.scale = nan}) == "posbias::attention: scale = nan; it must be finite");
-    CHECK(both(option, *subject, {.scale = -infinity}) == "posbias::attention: scale = -inf; it must be finite");
+    CHECK(both(option, *subject, {.scale = nan}) ==
+          "posbias::attention: scale = nan; it must be finite, also as the tensors' scalar");
+    CHECK(both(option, *subject, {.scale = -infinity}) ==
+          "posbias::attention: scale = -inf; it must be finite, also as the tensors' scalar");
     CHECK_THAT(both(shape, *subject, {.mask = wrong_mask.mask()}),
                contains("attention: mask has shape (5, 1); q and k need"));
     CHECK(both(position, *subject, {.at = {.q = too_many}}) == "posbias::attention: q has 6 positions for 5 tokens");

@@ -124,9 +124,7 @@ TEST_CASE("a hidden key is -inf whatever its logit was; a visible one is left as
 }
 
 TEST_CASE("no mask adds nothing", "[attention]") {
-  CHECK_FALSE(AttentionMask().given());
-  const Eigen::Tensor<float, 1> entries(7);
-  CHECK(AttentionMask(entries).given());
+  CHECK(AttentionMask().memory().empty());
   Tile<double> at(1, 0, 3, 0, 5, 0, 7);
   const std::vector<double> before = at.memory;
   BroadcastMask("attention", {}, shape_of({2}, 3, 5, 7)).add_to(at.tile);
@@ -159,4 +157,23 @@ TEST_CASE("a mask of another shape is refused", "[attention]") {
 
   const Eigen::Tensor<double, 5> deeper(1, 2, 3, 5, 7);
   CHECK(refusal(deeper) == "mask has shape (1, 2, 3, 5, 7)" + need);
+}
+
+TEST_CASE("a mask refers to a tensor or a map, and does not outlive a temporary tensor", "[attention]") {
+  using Tensor = Eigen::Tensor<float, 2, Eigen::RowMajor>;
+  static_assert(std::is_constructible_v<AttentionMask, Tensor&>);
+  static_assert(std::is_constructible_v<AttentionMask, Eigen::TensorMap<Tensor>>);
+  static_assert(!std::is_constructible_v<AttentionMask, Tensor>);
+  static_assert(!std::is_constructible_v<AttentionMask, const Tensor>);
+  Tensor entries(5, 7);
+  entries.setConstant(0.5F);
+  Eigen::TensorMap<Tensor> map(entries.data(), 5, 7);
+  Tile<double> at(1, 0, 3, 0, 5, 0, 7);
+  std::vector<double> expected = at.memory;
+  BroadcastMask("attention", entries, shape_of({2}, 3, 5, 7)).add_to(at.tile);
+  Tile<double> same(1, 0, 3, 0, 5, 0, 7);
+  BroadcastMask("attention", map, shape_of({2}, 3, 5, 7)).add_to(same.tile);
+  CHECK(at.memory != expected);
+  CHECK(same.memory == at.memory);
+  CHECK(AttentionMask(map).memory().size() == 5 * 7 * sizeof(float));
 }

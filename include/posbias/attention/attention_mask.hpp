@@ -6,6 +6,7 @@
 #include <Eigen/Core>
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <type_traits>
 #include <variant>
@@ -16,19 +17,33 @@
 
 namespace posbias {
 
+/// A tensor that can be a mask.
+template <class T>
+concept MaskTensor = TensorOf<T, bool, 1> || TensorOf<T, float, 1> || TensorOf<T, double, 1>;
+
 /// A tensor of numbers to add to logits, or of bools (true: may attend), that broadcasts to (B, *, NH, L1, L2): its
-/// dimensions are the last of these, and each but L2 may be 1. Refers to the tensor, which must outlive it.
+/// dimensions are the last of these, and each but L2 may be 1. What is beyond the range of the logits' scalar counts as
+/// infinite. Refers to the tensor, which must outlive it.
 class AttentionMask {
  public:
   /// None: every query may attend to every key.
   AttentionMask() = default;
 
-  template <TensorLike T>
-  requires TensorOf<T, bool, 1> || TensorOf<T, float, 1> || TensorOf<T, double, 1> AttentionMask(const T& tensor)
-      : entries_(detail::view<0>(tensor)) {}
+  template <MaskTensor T>
+  AttentionMask(const T& tensor) : entries_(detail::view<0>(tensor)) {}
+  template <class S, int Rank, int Layout, class I>
+  AttentionMask(const Eigen::Tensor<S, Rank, Layout, I>&& temporary) = delete;
 
-  /// False for a default-constructed value.
-  [[nodiscard]] bool given() const { return entries_.index() != 0; }
+  /// Where its entries are; nowhere, if there is no mask.
+  [[nodiscard]] std::span<const std::byte> memory() const {
+    const auto bytes = []<class Entries>(const Entries& entries) -> std::span<const std::byte> {
+      if constexpr (std::is_same_v<Entries, std::monostate>)
+        return {};
+      else
+        return std::as_bytes(std::span(entries.data, static_cast<std::size_t>(entries.batches())));
+    };
+    return std::visit(bytes, entries_);
+  }
 
  private:
   friend class BroadcastMask;

@@ -6,7 +6,7 @@
 /// logit, what it summed so far shrinks to the new scale. Backward finds the weights again from the logarithm of each
 /// query's sum (Dao, 2023, arXiv 2307.08691):
 ///
-///     weight = e^(logit - log_sum_exp)       grad_logit = weight · (grad_out·v - grad_out·out)
+///     weight = e^(logit - top - log_sum)     grad_logit = weight · (grad_out·v - grad_out·out)
 ///     grad_v += weight·grad_out              grad_q += scale·grad_logit·k      grad_k += scale·grad_logit·q
 ///
 /// A key that is hidden adds exact zeros: its weight is 0. But 0·NaN is NaN, so v must be finite where a key is hidden
@@ -34,6 +34,14 @@ Scalar* copy_scaled(const Factor<Scalar>& from, Index rows, Index columns, Scala
   return to;
 }
 
+/// What forward writes: out (B, *, L1, NH, Hv), and for each query, (B, *, NH, L1), log_sum_exp = top + log_sum, or its
+/// parts: the largest logit, and the logarithm of the sum of e^(logit - top). Only what has memory is written.
+template <class Scalar>
+struct AttentionResults {
+  TensorView<Scalar, 3> out{};
+  TensorView<Scalar, 2> log_sum_exp{}, top{}, log_sum{};
+};
+
 /// Forward over one share of the queries.
 template <class Scalar, class Prepared>
 class AttentionForward {
@@ -41,57 +49,35 @@ class AttentionForward {
   using Values = Eigen::Map<Lane<Scalar>>;
 
  public:
-  /// With or without `out`: without it there are only sums.
-  AttentionForward(const Tiles& tiles, const QueryShare& share, bool has_out)
+  AttentionForward(const Tiles& tiles, const QueryShare& share, const AttentionResults<Scalar>& results)
       : tiles_(tiles),
         share_(share),
+        results_(results),
         rows_(tiles.group() * share.queries),
-        width_(has_out ? whole_lanes<Scalar>(tiles.value_features()) : 0),
+        width_(results.out.data != nullptr ? whole_lanes<Scalar>(tiles.value_features()) : 0),
         q_(rows_ * tiles.features()),
         out_(rows_ * width_),
         logits_(tiles.most_queries() * tiles.most_keys()),
         k_(packed_size<Scalar>(tiles.features(), tiles.most_keys())),
         v_(packed_size<Scalar>(tiles.most_keys(), width_)),
         top_(static_cast<std::size_t>(rows_), -Tiles::infinity),
-        sum_(static_cast<std::size_t>(rows_)) {
+        sum_(static_cast<std::size_t>(rows_)) {}
+
+  /// Writes the results of the share: out is 0, and log_sum_exp, top and log_sum are -inf, where a query sees nothing.
+  void run() {
     Scalar* next = q_.data();
-    tiles.for_each_head(share, [&](Index h) {
-      next = copy_scaled(Tiles::rows_of(tiles.q, share.batch, share.query, h), share.queries, tiles.features(),
-                         tiles.scale, next);
+    tiles_.for_each_head(share_, [&](Index h) {
+      next = copy_scaled(Tiles::rows_of(tiles_.q, share_.batch, share_.query, h), share_.queries, tiles_.features(),
+                         tiles_.scale, next);
     });
-    for (Index key = 0; key < tiles.keys(); key += Tiles::keys_per_block) add_keys(key);
-  }
-
-  /// Writes what the queries attended to, 0 where they saw nothing.
-  void write_out(const TensorView<Scalar, 3>& out) {
-    const Scalar* from = out_.data();
-    for_each_row([&](Index h, Index i, std::size_t row) {
-      const double part = sum_[row] == 0 ? 0 : 1 / sum_[row];
-      Scalar* to = out.batch(share_.batch) + i * out.strides[0] + h * out.strides[1];
-      for (Index d = 0; d < tiles_.value_features(); ++d)
-        to[d * out.strides[2]] = static_cast<Scalar>(part * static_cast<double>(from[d]));
-      from += width_;
-    });
-  }
-
-  /// Writes the logarithm of each query's sum of e^logit, -inf where it saw nothing.
-  void write_log_sum_exp(const TensorView<Scalar, 2>& log_sum_exp) {
-    for_each_row([&](Index h, Index i, std::size_t row) {
-      log_sum_exp.batch(share_.batch)[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]] =
-          static_cast<Scalar>(static_cast<double>(top_[row]) + std::log(sum_[row]));
+    for (Index key = 0; key < tiles_.keys(); key += Tiles::keys_per_block) add_keys(key);
+    std::size_t row = 0;
+    tiles_.for_each_head(share_, [&](Index h) {
+      for (Index i = share_.query; i < share_.query + share_.queries; ++i) write(h, i, row++);
     });
   }
 
  private:
-  /// Calls `visit(head, query, row)`.
-  template <class Visit>
-  void for_each_row(const Visit& visit) const {
-    std::size_t row = 0;
-    tiles_.for_each_head(share_, [&](Index h) {
-      for (Index i = share_.query; i < share_.query + share_.queries; ++i) visit(h, i, row++);
-    });
-  }
-
   void add_keys(Index key) {
     Panels<Scalar> k{}, v{};
     tiles_.for_each_tile(share_, key, logits_.data(), [&](const LogitTile<Scalar>& tile, Index row) {
@@ -134,8 +120,28 @@ class AttentionForward {
     sum += static_cast<double>(weights.sum());
   }
 
+  void write(Index h, Index i, std::size_t row) const {
+    const auto top = static_cast<double>(top_[row]);
+    const double log_sum = std::log(sum_[row]);
+    const auto put = [&](const TensorView<Scalar, 2>& to, double value) {
+      if (to.data != nullptr)
+        to.batch(share_.batch)[h * to.strides[0] + i * to.strides[1]] = static_cast<Scalar>(value);
+    };
+    put(results_.log_sum_exp, top + log_sum);
+    put(results_.top, top);
+    put(results_.log_sum, log_sum);
+    if (width_ == 0) return;
+    const TensorView<Scalar, 3>& out = results_.out;
+    const double part = sum_[row] == 0 ? 0 : 1 / sum_[row];
+    const Scalar* from = out_.data() + static_cast<Index>(row) * width_;
+    Scalar* to = out.batch(share_.batch) + i * out.strides[0] + h * out.strides[1];
+    for (Index d = 0; d < tiles_.value_features(); ++d)
+      to[d * out.strides[2]] = static_cast<Scalar>(part * static_cast<double>(from[d]));
+  }
+
   const Tiles& tiles_;
   QueryShare share_;
+  AttentionResults<Scalar> results_;
   Index rows_, width_;                          // queries of all heads; features of out in whole lanes
   Workspace<Scalar> q_, out_, logits_, k_, v_;  // q scaled, k and v of a block of keys packed
   std::vector<Scalar> top_;                     // largest logit of each row so far
@@ -143,30 +149,31 @@ class AttentionForward {
   Exponential<Scalar> exponential_;
 };
 
-/// Writes out (B, *, L1, NH, Hv) and log_sum_exp (B, *, NH, L1), each if it has memory.
+/// Forward over all queries.
 template <class Scalar, class Prepared>
-void attention_forward(const AttentionTiles<Scalar, Prepared>& tiles, const TensorView<Scalar, 3>& out,
-                       const TensorView<Scalar, 2>& log_sum_exp, const Executor& executor) {
-  constexpr Index most = 512, least = 16;  // queries that share the packing of keys
-  const Index per_task = std::max(most / std::max<Index>(tiles.group(), 1), least);
+void attention_forward(const AttentionTiles<Scalar, Prepared>& tiles, const AttentionResults<Scalar>& results,
+                       const Executor& executor) {
+  // Rows of a task: many share the packing of keys, few leave work for all threads. Nothing else depends on it.
+  constexpr Index most = 512, least = 64, enough_tasks = 32;
+  const Index all = tiles.batches() * tiles.heads() * tiles.queries();
+  const Index rows = executor.serial() ? most : std::clamp(all / enough_tasks, least, most);
+  const Index per_task =
+      std::max<Index>(rows / std::max<Index>(tiles.group(), 1) / 8 * 8, 16);  // as rows are multiplied
   const Index shares = (tiles.queries() + per_task - 1) / per_task;
   executor.parallel_for(tiles.batches() * tiles.key_heads() * shares, [&](Index task) {
     const Index query = task % shares * per_task;
-    AttentionForward<Scalar, Prepared> forward(tiles,
-                                               {task / shares / tiles.key_heads(), task / shares % tiles.key_heads(),
-                                                query, std::min(per_task, tiles.queries() - query)},
-                                               out.data != nullptr);
-    if (out.data != nullptr) forward.write_out(out);
-    if (log_sum_exp.data != nullptr) forward.write_log_sum_exp(log_sum_exp);
+    const QueryShare share{task / shares / tiles.key_heads(), task / shares % tiles.key_heads(), query,
+                           std::min(per_task, tiles.queries() - query)};
+    AttentionForward<Scalar, Prepared>(tiles, share, results).run();
   });
 }
 
-/// What backward reads, and the gradients it makes.
+/// What backward reads, and the gradients it makes. Without memory for log_sum, `top` is log_sum_exp.
 template <class Scalar>
 struct AttentionGradients {
   TensorView<Scalar, 3> q, k, v;
   TensorView<const Scalar, 3> grad_out, out;
-  TensorView<const Scalar, 2> log_sum_exp;
+  TensorView<const Scalar, 2> top, log_sum;
 };
 
 /// Backward over all queries of the heads that share a head of keys.
@@ -264,14 +271,18 @@ class AttentionBackward {
     grad_tile.data = grad_logits_.data();
     multiply<Sum::fresh>(tile.queries, tile.keys, Hv, Factor<Scalar>{grad_out_rows_.data(), Hv, 1},
                          keys_.v_by_feature.from(0, begin), grad_tile.data, tile.query_stride);
-    const auto& sums = gradients_.log_sum_exp;
+    const auto of_row = [&](const TensorView<const Scalar, 2>& values, Index i) {
+      return values.batch(tile.batch)[tile.head * values.strides[0] + (tile.query + i) * values.strides[1]];
+    };
     for (Index i = 0; i < tile.queries; ++i) {
       const Scalar mean = means_[static_cast<std::size_t>(row + i)];
-      const Scalar sum = sums.batch(tile.batch)[tile.head * sums.strides[0] + (tile.query + i) * sums.strides[1]];
-      const Scalar reference = sum == -Tiles::infinity ? Tiles::infinity : sum;  // sees nothing: no weights
+      const Scalar top = of_row(gradients_.top, i);
+      const bool sees_nothing = top == -Tiles::infinity;
+      const Scalar reference = sees_nothing ? Tiles::infinity : top;  // then there are no weights
+      const Scalar log_sum = sees_nothing || gradients_.log_sum.data == nullptr ? 0 : of_row(gradients_.log_sum, i);
       for (Index j = 0; j < whole_lanes<Scalar>(tile.keys); j += lanes<Scalar>) {
         Values weight(tile.row(0, i) + j), grad(grad_tile.row(0, i) + j);
-        weight = exponential_(weight - reference);
+        weight = exponential_(weight - reference - log_sum);
         grad = weight * (grad - mean);
       }
     }
@@ -322,7 +333,7 @@ class AttentionBackward {
 template <class Scalar, class Prepared, class Sums>
 void attention_backward(const AttentionTiles<Scalar, Prepared>& tiles, const AttentionGradients<Scalar>& gradients,
                         Sums& sums, const Executor& executor) {
-  if (tiles.batches() == 0 || tiles.key_heads() == 0) return;
+  if (tiles.batches() == 0 || tiles.key_heads() == 0 || tiles.queries() == 0) return;
   const bool sums_up = tiles.bias.accumulates();
   const Index batches = sums_up ? tiles.batches() : 1;  // of a task
   const Index heads = sums_up && !tiles.bias.heads_are_independent() ? tiles.key_heads() : 1;

@@ -9,11 +9,16 @@
 /// `mod_mask` adds. Shapes: q and grad_q (B, *, L1, NH, H), k (B, *, L2, NHk, H), v (B, *, L2, NHk, Hv), out and grad_out
 /// (B, *, L1, NH, Hv), log_sum_exp (B, *, NH, L1), with NHk = NH or a divisor of it: head h of the queries then reads
 /// head h / (NH / NHk) of the keys. Any layout.
+///
+/// q, k and v are as projected. Where keys come from a cache that `mod_qkv` has modified, call `mod_qkv` for the new
+/// tokens and give attention a module without it: `Identity`, or the bias alone.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstddef>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <type_traits>
@@ -29,7 +34,7 @@ namespace posbias {
 
 /// Options of `attention`; its backward is given the same ones.
 struct AttentionOptions {
-  bool causal = false;            ///< a query sees keys at its position or before; without a position: all, by all
+  bool causal = false;  ///< a query sees keys at its position or before; tokens without one see all, seen by all
   std::optional<double> scale{};  ///< of q·k; default 1 / sqrt(H)
   PairPositions at{};             ///< where queries and keys are, for the module and for `causal`
   AttentionMask mask{};           ///< to add to logits, or true where a query may attend; default none
@@ -40,7 +45,7 @@ struct AttentionOptions {
 template <class M, class Scalar>
 concept AttentionModule = PositionalModule<M, Scalar> &&
     requires(const M& m, const Eigen::Tensor<Scalar, 4, Eigen::RowMajor>& t, const PairPositions& at) {
-  static_cast<void>(m.prepare(t, t, at));
+  { m.prepare(t, t, at).accumulates() } -> std::convertible_to<bool>;
 };
 
 namespace detail {
@@ -82,7 +87,8 @@ void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, c
   const auto features = static_cast<double>(std::max<Index>(view<3>(q).shape[2], 1));
   const auto scale = static_cast<Scalar>(options.scale.value_or(1 / std::sqrt(features)));
   if (!is_finite(static_cast<double>(scale)))
-    fail<OptionError>("posbias::", function, ": scale = ", *options.scale, "; it must be finite");
+    fail<OptionError>("posbias::", function, ": scale = ", *options.scale,
+                      "; it must be finite, also as the tensors' scalar");
   PairPositions at = options.at;
   if (!options.executor.serial()) at.executor = options.executor;
   const PairLocations locations("posbias", function, at, shape.leading, shape.queries, shape.keys);
@@ -124,7 +130,7 @@ void check_log_sum_exp(std::string_view function, const T& log_sum_exp, const Q&
                      shape_of(q), " needs (B, *, NH, L1)");
 }
 
-/// Throws ShapeError if a tensor that is written to shares memory with any of the others.
+/// Throws ShapeError if a tensor that is written to shares memory with any of the others, tensors or a mask.
 template <class Written, class... Others>
 void check_apart(std::string_view function, std::string_view name, const Written& written, const Others&... others) {
   if ((overlap(written, others) || ...))
@@ -136,10 +142,22 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
             const TensorView<Scalar, 2>& log_sum_exp) {
   constexpr std::string_view function = "attention";
   check_result(function, "out", out, q, v);
-  check_apart(function, "out", out, q, k, v);
+  check_apart(function, "out", out, q, k, v, options.mask);
   with_tiles(function, q, k, v, module, options, [&](const auto& tiles, const PairPositions& at, const auto&...) {
-    attention_forward(tiles, TensorView<Scalar, 3>(view<3>(out)), log_sum_exp, at.executor);
+    attention_forward(tiles, AttentionResults<Scalar>{.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
   });
+}
+
+/// Whether rounding log_sum_exp to its scalar changed weights by no more than about 1e-5 (float) or 1e-14 (double).
+template <class Scalar>
+bool is_precise(const TensorView<const Scalar, 2>& log_sum_exp) {
+  for (Index n = 0; n < log_sum_exp.batches(); ++n)
+    for (Index h = 0; h < log_sum_exp.shape[0]; ++h)
+      for (Index i = 0; i < log_sum_exp.shape[1]; ++i) {
+        const Scalar value = log_sum_exp.batch(n)[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]];
+        if (value != -std::numeric_limits<Scalar>::infinity() && !(std::abs(value) <= 100)) return false;
+      }
+  return true;
 }
 
 /// `log_sum_exp` has no memory if it is still to be found.
@@ -151,20 +169,26 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   check_result(function, "out", out, q, v);
   check_result(function, "grad_out", grad_out, q, v);
   check_gradient_shapes("posbias", function, grad_q, grad_k, grad_v, q, k, v);
-  check_apart(function, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v);
-  check_apart(function, "grad_k", grad_k, grad_v, grad_out, out, q, k, v);
-  check_apart(function, "grad_v", grad_v, grad_out, out, q, k, v);
+  check_apart(function, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart(function, "grad_k", grad_k, grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart(function, "grad_v", grad_v, grad_out, out, q, k, v, options.mask);
   if constexpr (DerivesFromModule<M>) module.check_gradients(function, grads);
 
   const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
     std::vector<Scalar> found;
-    if (log_sum_exp.data == nullptr) {
-      found.resize(static_cast<std::size_t>(tiles.batches() * tiles.heads() * tiles.queries()));
-      const Eigen::TensorMap<Eigen::Tensor<Scalar, 3, Eigen::RowMajor>> to(found.data(), tiles.batches(), tiles.heads(),
-                                                                           tiles.queries());
-      const TensorView<Scalar, 2> sums = view<2>(to);
-      attention_forward(tiles, {}, sums, at.executor);
-      log_sum_exp = sums;
+    TensorView<const Scalar, 2> top = log_sum_exp, log_sum;
+    if (log_sum_exp.data == nullptr || !is_precise(log_sum_exp)) {
+      using Rows = Eigen::TensorMap<Eigen::Tensor<Scalar, 3, Eigen::RowMajor>>;
+      const Index rows = tiles.batches() * tiles.heads() * tiles.queries();
+      found.resize(static_cast<std::size_t>(3 * rows));
+      const auto part = [&](Index i) -> TensorView<Scalar, 2> {
+        const Rows values(found.data() + i * rows, tiles.batches(), tiles.heads(), tiles.queries());
+        return view<2>(values);
+      };
+      attention_forward(tiles, AttentionResults<Scalar>{{}, part(0), part(1), part(2)}, at.executor);
+      const bool precise = is_precise<Scalar>(part(0));  // then the same bits as with a log_sum_exp that is given
+      top = part(precise ? 0 : 1);
+      if (!precise) log_sum = part(2);
     }
     std::fill_n(grad_q.data(), grad_q.size(), Scalar(0));
     std::fill_n(grad_k.data(), grad_k.size(), Scalar(0));
@@ -172,7 +196,7 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
     auto sums = tiles.bias.accumulator(grad_q, grad_k);
     attention_backward(tiles,
                        AttentionGradients<Scalar>{view<3>(grad_q), view<3>(grad_k), view<3>(grad_v), view<3>(grad_out),
-                                                  view<3>(out), log_sum_exp},
+                                                  view<3>(out), top, log_sum},
                        sums, at.executor);
     tiles.bias.finish(sums, grads);
     module.mod_qkv_backward(grad_q, grad_k, grad_v, q_, k_, v_, at, grads);
@@ -193,23 +217,24 @@ void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, c
   detail::attend(out, q, k, v, module, options, detail::TensorView<detail::ScalarOf<Q>, 2>{});
 }
 
-/// The same; also writes log_sum_exp, the logarithm of the sum over keys of e^logit, -inf where there is none. Backward
-/// is faster with it.
+/// The same; also writes log_sum_exp, the logarithm of the sum over keys of e^logit, -inf where there is none. It spares
+/// backward a pass, unless it is so large (beyond 100) that its rounding would show in the weights.
 template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
           detail::WritableLike<Q> Out, detail::WritableLike<Q, 2> Sums>
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
                Sums&& log_sum_exp) {
   detail::check_log_sum_exp("attention", log_sum_exp, q);
-  detail::check_apart("attention", "log_sum_exp", log_sum_exp, out, q, k, v);
+  detail::check_apart("attention", "log_sum_exp", log_sum_exp, out, q, k, v, options.mask);
   detail::attend(out, q, k, v, module, options,
                  detail::TensorView<detail::ScalarOf<Q>, 2>(detail::view<2>(log_sum_exp)));
 }
 
 /// Adjoint of `attention`: writes the gradients of q, k and v, and adds to the parameters'. `out` and the options are
 /// those of the forward pass; weights are computed again. Cost: 10·L1·L2·NH·H multiplications and additions, half of
-/// that if causal, 2 more without log_sum_exp. Memory: as forward, and a head of grad_q a thread. Heads of keys run in
-/// parallel, and batch entries unless parameters are learned from logits; bitwise the same for any number of threads.
-/// Throws ShapeError, OptionError, PositionError.
+/// that if causal, 2 more without log_sum_exp. Memory: as forward, and for each thread grad_q of the heads that share a
+/// head of keys. Heads of keys run in parallel, and batch entries unless parameters are learned from logits; all is one
+/// task where they are learned and positions do not repeat. Bitwise the same for any number of threads. Throws
+/// ShapeError, OptionError, PositionError.
 template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
           detail::WritableLike<Q> GQ, detail::WritableLike<Q> GK, detail::WritableLike<Q> GV, detail::Like<Q> GO,
           detail::Like<Q> Out>

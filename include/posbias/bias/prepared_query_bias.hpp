@@ -58,7 +58,7 @@ class PreparedQueryBias {
       : bias_(&bias), q_(q), columns_(std::move(at)), offsets_(bias.offsets()) {
     if (!columns_.numbered()) return;
     stride_ = stride_of(columns_.relative());
-    projected_.reserve(dim() * stride_);
+    projected_.make_room(dim() * stride_);
     bias_->project(columns_.relative(), projected_.data(), stride_);
   }
 
@@ -76,7 +76,7 @@ class PreparedQueryBias {
         fill_content(tile, block, h, content);
         for (const Strip& strip : block.strips) {
           const Index width = detail::whole_lanes<Scalar>(strip.width());
-          product.reserve(block.queries * width);
+          product.make_room(block.queries * width);
           detail::multiply<detail::Sum::fresh>(
               block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
               detail::Panels<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + strip.begin, block.stride),

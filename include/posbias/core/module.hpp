@@ -193,7 +193,8 @@ class Module {
   ///   - `add_to(tile)`, for any tiles, from any thread;
   ///   - `accumulator(grad_q, grad_k)`: what gradients of tiles add up to, and where those of q and k are added;
   ///   - `accumulate(tile of the gradient, sums)`: its tiles come one after another, unless they are of different heads
-  ///     and `heads_are_independent()`; where not `accumulates()`, nothing comes of them;
+  ///     and `heads_are_independent()`;
+  ///   - `accumulates()`: whether anything comes of that; if not it may be left out;
   ///   - `finish(sums, grads)`, which adds to the parameters' gradients.
   /// A module with a `mod_mask` of its own also has a `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>

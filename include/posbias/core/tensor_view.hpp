@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <array>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -205,14 +206,21 @@ AttentionShape attention_shape(std::string_view module, std::string_view hook, c
   return {query.leading, heads, query.shape[0], key.shape[0]};
 }
 
+/// The memory of a tensor, or of what says so itself.
+template <class T>
+std::span<const std::byte> memory_of(const T& owner) {
+  if constexpr (TensorLike<T>)
+    return std::as_bytes(std::span(owner.data(), static_cast<std::size_t>(owner.size())));
+  else
+    return owner.memory();
+}
+
 /// Whether two tensors share memory.
-template <TensorLike A, TensorLike B>
+template <class A, class B>
 bool overlap(const A& a, const B& b) {
-  const auto first = [](const auto& tensor) { return reinterpret_cast<std::uintptr_t>(tensor.data()); };
-  const auto end = [&](const auto& tensor) {
-    return first(tensor) + static_cast<std::size_t>(tensor.size()) * sizeof(*tensor.data());
-  };
-  return first(a) < end(b) && first(b) < end(a);
+  const auto first = [](std::span<const std::byte> memory) { return reinterpret_cast<std::uintptr_t>(memory.data()); };
+  const std::span<const std::byte> one = memory_of(a), other = memory_of(b);
+  return first(one) < first(other) + other.size() && first(other) < first(one) + one.size();
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <Eigen/Core>
-#include <algorithm>
 #include <type_traits>
 
 #include "posbias/kernel/product.hpp"
@@ -29,7 +28,7 @@ class Exponential {
   /// subtracted, and is nothing beside the others.
   static Lane<Scalar> clamped(const Lane<Scalar>& x) {
     // g++ 12 warns of uninitialised values in Eigen's exponential of eight doubles.
-    constexpr Index together = std::min<Index>(lanes<Scalar>, std::is_same_v<Scalar, float> ? 16 : 4);
+    constexpr Index together = std::is_same_v<Scalar, float> ? 16 : 4;
     Lane<Scalar> result;
     for (Index i = 0; i < lanes<Scalar>; i += together)
       result.template segment<together>(i) = x.template segment<together>(i).max(lowest).exp();

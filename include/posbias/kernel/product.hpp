@@ -34,7 +34,7 @@ constexpr Index whole_lanes(Index columns) {
   return (columns + lanes<Scalar> - 1) / lanes<Scalar> * lanes<Scalar>;
 }
 
-/// How many rows are multiplied together: as many as registers hold the sums of.
+/// How many rows are multiplied together: as many as x86's registers hold the sums of.
 constexpr Index rows_together = EIGEN_MAX_STATIC_ALIGN_BYTES >= 64 ? 8 : EIGEN_MAX_STATIC_ALIGN_BYTES == 32 ? 4 : 2;
 
 /// A matrix as the first factor: element (i, t) is data[i·row_stride + t·column_stride].

@@ -15,12 +15,12 @@ namespace posbias::detail {
 template <class Scalar>
 class Workspace {
  public:
-  explicit Workspace(Index size = 0) { reserve(size); }
+  explicit Workspace(Index size = 0) { make_room(size); }
   Workspace(Workspace&&) = default;
   Workspace& operator=(Workspace&&) = default;
 
   /// Makes room for so many values. What was there may be lost.
-  void reserve(Index size) {
+  void make_room(Index size) {
     const std::size_t needed = static_cast<std::size_t>(size) + line / sizeof(Scalar);
     if (memory_.size() >= needed) return;
     memory_ = std::vector<Scalar>(needed);
