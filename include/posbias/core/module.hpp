@@ -13,14 +13,10 @@
 #include <algorithm>
 #include <concepts>
 #include <limits>
-#include <span>
-#include <string>
 #include <string_view>
 #include <type_traits>
-#include <utility>
-#include <vector>
 
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/tensor_view.hpp"
 
@@ -131,13 +127,14 @@ struct NothingPrepared {
   void finish(const Accumulator&, auto& /*grads*/) const {}
 };
 
-/// Base of all modules (CRTP): owns the parameters, and is the identity at every hook until `Derived` says
-/// otherwise. `Derived` has a `static constexpr std::string_view name`.
+/// Base of all modules (CRTP): the identity at every hook until `Derived` says otherwise. `Derived` has a `static
+/// constexpr std::string_view name`.
 template <class Derived, class Parameters>
-class Module {
+class Module : public ParameterOwner<Derived, Parameters> {
+  using Owner = ParameterOwner<Derived, Parameters>;
+
  public:
-  /// Same names and shapes as the parameters, visited the same way.
-  using Gradients = Parameters;
+  using typename Owner::Gradients;
 
   Module() = default;
 
@@ -215,65 +212,9 @@ class Module {
   /// modules `Compose` finds those of each. A module with a `mod_qkv` of its own also has an `undo_mod_qkv`, or none.
   void undo_mod_qkv(const auto&...) const requires detail::leaves_qkv_alone<Derived> {}
 
-  /// Gradients of zero, for the adjoints to add to.
-  [[nodiscard]] Gradients zero_gradients() const {
-    Gradients gradients = parameters_;
-    for_each_parameter(gradients, [](std::string_view, auto& tensor) { std::fill_n(tensor.data(), tensor.size(), 0); });
-    return gradients;
-  }
-
-  /// True if there is anything to learn.
-  [[nodiscard]] bool has_parameters() const {
-    bool any = false;
-    for_each_parameter(derived(), [&](std::string_view, const auto&) { any = true; });
-    return any;
-  }
-
-  /// Throws ShapeError, naming `hook`, unless `gradients` has the parameters' names and shapes: those of another module
-  /// do not.
-  void check_gradients(std::string_view hook, const Gradients& gradients) const {
-    struct Entry {
-      std::string name;
-      std::vector<Index> shape;
-    };
-    const auto entries = [](const Parameters& owner) {
-      std::vector<Entry> result;
-      for_each_parameter(owner, [&](std::string_view name, const auto& tensor) {
-        result.push_back({std::string(name), {tensor.dimensions().begin(), tensor.dimensions().end()}});
-      });
-      return result;
-    };
-    const std::vector<Entry> learned = entries(parameters_);
-    const std::vector<Entry> given = entries(gradients);
-    const auto reject = [&](const auto&... parts) {
-      detail::fail<ShapeError>(Derived::name, "::", hook, ": grads ", parts..., "; use the module's zero_gradients()");
-    };
-    for (std::size_t i = 0; i < std::max(learned.size(), given.size()); ++i) {
-      if (i >= given.size()) reject("lacks an entry ", learned[i].name);
-      if (i >= learned.size()) reject("has an entry ", given[i].name, " that the module does not learn");
-      if (given[i].name != learned[i].name)
-        reject("has an entry ", given[i].name, " in the place of ", learned[i].name);
-      if (given[i].shape != learned[i].shape)
-        reject("entry ", given[i].name, " has shape ", std::span(given[i].shape), "; the parameter has ",
-               std::span(learned[i].shape));
-    }
-  }
-
-  /// Use `for_each_parameter(module, visitor)`.
-  template <class Self, class Visitor>
-  static void visit(Self& self, Visitor& visitor) {
-    if constexpr (std::is_const_v<Self>)
-      Parameters::visit(static_cast<const Module&>(self).parameters_, visitor);
-    else
-      Parameters::visit(static_cast<Module&>(self).parameters_, visitor);
-  }
-
  protected:
-  explicit Module(Parameters parameters) : parameters_(std::move(parameters)) {}
-
-  [[nodiscard]] const Derived& derived() const { return static_cast<const Derived&>(*this); }
-
-  Parameters parameters_;
+  using Owner::derived;
+  using Owner::Owner;
 };
 
 /// No positional information: every hook is the identity.
