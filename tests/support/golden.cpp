@@ -101,6 +101,7 @@ GoldenCase::GoldenCase(const std::string& name) {
     for (const auto& [key, value] : arguments.items()) {
       if (value.is_number()) arguments_[of + "." + key] = value.get<double>();
       if (value.is_boolean()) arguments_[of + "." + key] = value.get<bool>() ? 1 : 0;
+      if (value.is_array() && !value.empty() && value.front().is_string()) words_[of + "." + key] = value;
     }
   }
   const auto freqs = file.metadata().find("freqs");
@@ -110,6 +111,11 @@ GoldenCase::GoldenCase(const std::string& name) {
 double GoldenCase::argument(const std::string& of, const std::string& key, double fallback) const {
   const auto found = arguments_.find(of + "." + key);
   return found == arguments_.end() ? fallback : found->second;
+}
+
+std::vector<std::string> GoldenCase::words(const std::string& key) const {
+  const auto found = words_.find("config." + key);
+  return found == words_.end() ? std::vector<std::string>() : found->second;
 }
 
 posbias::Positions GoldenCase::positions(const std::string& tensor) const {

@@ -130,19 +130,12 @@ void check_log_sum_exp(std::string_view function, const T& log_sum_exp, const Q&
                      shape_of(q), " needs (B, *, NH, L1)");
 }
 
-/// Throws ShapeError if a tensor that is written to shares memory with any of the others, tensors or a mask.
-template <class Written, class... Others>
-void check_apart(std::string_view function, std::string_view name, const Written& written, const Others&... others) {
-  if ((overlap(written, others) || ...))
-    fail<ShapeError>("posbias::", function, ": ", name, " shares memory with another argument; it is written to");
-}
-
 template <class Out, class Q, class K, class V, class M, class Scalar>
 void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
             const TensorView<Scalar, 2>& log_sum_exp) {
   constexpr std::string_view function = "attention";
   check_result(function, "out", out, q, v);
-  check_apart(function, "out", out, q, k, v, options.mask);
+  check_apart("posbias", function, "out", out, q, k, v, options.mask);
   with_tiles(function, q, k, v, module, options, [&](const auto& tiles, const PairPositions& at, const auto&...) {
     attention_forward(tiles, AttentionResults<Scalar>{.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
   });
@@ -169,9 +162,9 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   check_result(function, "out", out, q, v);
   check_result(function, "grad_out", grad_out, q, v);
   check_gradient_shapes("posbias", function, grad_q, grad_k, grad_v, q, k, v);
-  check_apart(function, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v, options.mask);
-  check_apart(function, "grad_k", grad_k, grad_v, grad_out, out, q, k, v, options.mask);
-  check_apart(function, "grad_v", grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart("posbias", function, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart("posbias", function, "grad_k", grad_k, grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart("posbias", function, "grad_v", grad_v, grad_out, out, q, k, v, options.mask);
   if constexpr (DerivesFromModule<M>) module.check_gradients(function, grads);
 
   const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
@@ -224,7 +217,7 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
                Sums&& log_sum_exp) {
   detail::check_log_sum_exp("attention", log_sum_exp, q);
-  detail::check_apart("attention", "log_sum_exp", log_sum_exp, out, q, k, v, options.mask);
+  detail::check_apart("posbias", "attention", "log_sum_exp", log_sum_exp, out, q, k, v, options.mask);
   detail::attend(out, q, k, v, module, options,
                  detail::TensorView<detail::ScalarOf<Q>, 2>(detail::view<2>(log_sum_exp)));
 }
@@ -254,9 +247,9 @@ void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_ou
                         typename M::Gradients& grads, const Sums& log_sum_exp) {
   constexpr std::string_view function = "attention_backward";
   detail::check_log_sum_exp(function, log_sum_exp, q);
-  detail::check_apart(function, "grad_q", grad_q, log_sum_exp);
-  detail::check_apart(function, "grad_k", grad_k, log_sum_exp);
-  detail::check_apart(function, "grad_v", grad_v, log_sum_exp);
+  detail::check_apart("posbias", function, "grad_q", grad_q, log_sum_exp);
+  detail::check_apart("posbias", function, "grad_k", grad_k, log_sum_exp);
+  detail::check_apart("posbias", function, "grad_v", grad_v, log_sum_exp);
   const detail::TensorView<const detail::ScalarOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
   detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, sums);
 }

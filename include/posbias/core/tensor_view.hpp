@@ -124,6 +124,18 @@ struct TensorView {
 
   [[nodiscard]] Index batches() const { return leading.count(); }
 
+  /// The shape of the tensor.
+  [[nodiscard]] Leading whole_shape() const {
+    Leading result = leading;
+    for (const Index size : shape) result.sizes[result.rank++] = size;
+    return result;
+  }
+
+  /// Where the tensor is.
+  [[nodiscard]] std::span<const std::byte> memory() const {
+    return std::as_bytes(std::span(data, static_cast<std::size_t>(whole_shape().count())));
+  }
+
   /// First element of block n, numbered in row-major order of (B, *).
   [[nodiscard]] Scalar* batch(Index n) const {
     Scalar* first = data;
@@ -221,6 +233,14 @@ bool overlap(const A& a, const B& b) {
   const auto first = [](std::span<const std::byte> memory) { return reinterpret_cast<std::uintptr_t>(memory.data()); };
   const std::span<const std::byte> one = memory_of(a), other = memory_of(b);
   return first(one) < first(other) + other.size() && first(other) < first(one) + one.size();
+}
+
+/// Throws ShapeError if a tensor that is written to shares memory with any of the others, tensors or what has memory.
+template <class Written, class... Others>
+void check_apart(std::string_view module, std::string_view hook, std::string_view argument, const Written& written,
+                 const Others&... others) {
+  if ((overlap(written, others) || ...))
+    fail<ShapeError>(module, "::", hook, ": ", argument, " shares memory with another argument; it is written to");
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.

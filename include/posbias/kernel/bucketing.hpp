@@ -10,7 +10,13 @@
 ///     bucket     ...  3  2  1  0 17 18 19 ...       bidirectional, 32 buckets
 ///     bucket     ...  3  2  1  0  0  0  0 ...       otherwise
 ///
-/// The logarithm is evaluated in float, in the order of operations of the original, because trained weights belong
+/// Clamped buckets (arXiv 1803.02155) have the query in the middle, a bucket each for near keys on either side, and the
+/// first and the last for all that are further away:
+///
+///     relative   ... -4 -3 -2 -1  0  1  2  3 ...
+///     bucket     ...  0  0  1  2  3  4  5  5 ...       6 buckets
+///
+/// T5's logarithm is evaluated in float, in the order of operations of the original, because trained weights belong
 /// to buckets as they were in training: exact arithmetic gives other buckets at some ties (test `bucketing`).
 #pragma once
 
@@ -108,6 +114,24 @@ class T5Buckets {
   Index max_exact_;                   // distances below this have a bucket each
   Index offset_;                      // added for keys after the query
   std::vector<std::int64_t> begins_;  // first distance of bucket max_exact + 1, max_exact + 2, ...
+};
+
+/// Clamped buckets: relative + num_buckets / 2, held within [0, num_buckets). A copyable value.
+class ClampedBuckets {
+ public:
+  /// Throws OptionError, naming `module`, if there is no bucket.
+  ClampedBuckets(std::string_view module, Index num_buckets)
+      : before_(num_buckets / 2), after_(num_buckets - 1 - num_buckets / 2) {
+    if (num_buckets < 1) detail::fail<OptionError>(module, ": num_buckets = ", num_buckets, "; at least 1 is needed");
+  }
+
+  /// Bucket of key position minus query position, in [0, num_buckets).
+  [[nodiscard]] Index operator()(std::int64_t relative) const {
+    return static_cast<Index>(std::clamp<std::int64_t>(relative, -before_, after_)) + before_;
+  }
+
+ private:
+  Index before_, after_;  // buckets on either side of the query's own
 };
 
 /// T5 bucket of one relative position (key minus query). Throws OptionError.

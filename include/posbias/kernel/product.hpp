@@ -139,9 +139,10 @@ constexpr Index packed_size(Index terms, Index columns) {
   return terms * whole_lanes<Scalar>(columns);
 }
 
-/// Asks for memory that is read soon. Rows far apart are in a page each, where processors do not look ahead.
+/// Asks for memory that is read soon. Rows far apart are in a page each, where processors do not look ahead. Always
+/// inline, because g++ takes a function that only asks for one without effect, and leaves calls of it out.
 template <class Scalar>
-void prefetch(const Scalar* from, Index count) {
+[[gnu::always_inline]] inline void prefetch(const Scalar* from, Index count) {
 #if defined(__GNUC__)
   for (Index i = 0; i < count; i += lanes<Scalar>) __builtin_prefetch(from + i);
 #endif

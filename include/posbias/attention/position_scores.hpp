@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Products of content and a table of relative positions, one for each position that is read: what a pair of tokens adds
+/// to its logit is then one of them, found by index.
+///
+///     score(i, p) = scale · content(i) · table(p)            logit(i, j) += score(i, index(i, j))
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "posbias/attention/relative_index.hpp"
+#include "posbias/kernel/product.hpp"
+#include "posbias/kernel/relative_position_table.hpp"
+#include "posbias/kernel/workspace.hpp"
+
+namespace posbias::detail {
+
+/// The part of a table that some tokens read, in whole lanes: scores of a token are `width` values, from position `begin`
+/// on.
+template <class Scalar>
+struct ScoreWindow {
+  Index begin = 0, width = 0;
+
+  ScoreWindow() = default;
+  explicit ScoreWindow(const TableRange& range) {
+    if (range.empty()) return;
+    begin = range.begin / lanes<Scalar> * lanes<Scalar>;
+    width = whole_lanes<Scalar>(range.end) - begin;
+  }
+};
+
+/// The table projected to keys or to queries, ready for products with content of a head and coordinate: features
+/// [x·H/C, (x+1)·H/C) of a head belong to coordinate x of C.
+template <class Scalar>
+class PositionScores {
+ public:
+  using Window = ScoreWindow<Scalar>;
+  enum class For { forward, backward };
+
+  PositionScores(const RelativePositionTable<Scalar>& table, bool to_queries, Index heads, Scalar scale, For what)
+      : positions_(table.positions()),
+        outputs_(table.outputs()),
+        heads_(heads),
+        features_(outputs_ / (table.key.groups() * heads)),
+        scale_(scale) {
+    Workspace<Scalar> projected(positions_ * outputs_);
+    table.project(to_queries, projected.data());
+    std::for_each_n(projected.data(), positions_ * outputs_, [&](Scalar& value) { value *= scale; });
+    const Index size = std::max(packed_size<Scalar>(features_, positions_), packed_size<Scalar>(positions_, features_));
+    memory_.make_room(outputs_ / features_ * size);
+    for (Index m = 0; m < outputs_ / features_; ++m) {
+      const Factor<Scalar> matrix{projected.data() + m * features_, outputs_, 1};  // (positions, features)
+      Scalar* to = memory_.data() + m * size;
+      packed_.push_back(what == For::forward ? pack(matrix.transposed(), features_, positions_, to)
+                                             : pack(matrix, positions_, features_, to));
+    }
+  }
+
+  /// scores (tokens, window's width) = of content (tokens, H) of a head, its rows `stride` apart, for one coordinate.
+  void score(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens, const Window& window,
+             Scalar* scores) const {
+    multiply<Sum::fresh>(tokens, window.width, features_, features_of(content, stride, coordinate),
+                         packed_[number(head, coordinate)].from(0, window.begin), scores, window.width);
+  }
+
+  /// Adjoint of `score`: adds to grad_content, and to grad_table (positions, outputs), of which no other head or
+  /// coordinate touches the same entries.
+  void score_backward(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens,
+                      const Window& window, const Scalar* grad_scores, Scalar* grad_content, double* grad_table) const {
+    const Index positions = std::min(window.width, positions_ - window.begin);
+    const Index columns = whole_lanes<Scalar>(features_);
+    Workspace<Scalar> product(std::max(tokens, positions) * columns), packed(packed_size<Scalar>(tokens, features_));
+    multiply<Sum::fresh>(tokens, features_, positions, Factor<Scalar>{grad_scores, window.width, 1},
+                         packed_[number(head, coordinate)].from(window.begin, 0), product.data(), columns);
+    for (Index i = 0; i < tokens; ++i)
+      for (Index d = 0; d < features_; ++d)
+        grad_content[i * stride + coordinate * features_ + d] += product.data()[i * columns + d];
+
+    multiply<Sum::fresh>(positions, features_, tokens, Factor<Scalar>{grad_scores, 1, window.width},
+                         pack(features_of(content, stride, coordinate), tokens, features_, packed.data()),
+                         product.data(), columns);
+    double* to = grad_table + window.begin * outputs_ + static_cast<Index>(number(head, coordinate)) * features_;
+    for (Index p = 0; p < positions; ++p)
+      for (Index d = 0; d < features_; ++d)
+        to[p * outputs_ + d] += static_cast<double>(scale_ * product.data()[p * columns + d]);
+  }
+
+ private:
+  [[nodiscard]] std::size_t number(Index head, Index coordinate) const {
+    return static_cast<std::size_t>(coordinate * heads_ + head);
+  }
+  [[nodiscard]] Factor<Scalar> features_of(const Scalar* content, Index stride, Index coordinate) const {
+    return {content + coordinate * features_, stride, 1};
+  }
+
+  Index positions_, outputs_, heads_, features_;  // features of a head and coordinate
+  Scalar scale_;
+  Workspace<Scalar> memory_;
+  std::vector<Panels<Scalar>> packed_;  // forward: (features, positions), backward: (positions, features)
+};
+
+/// Scores that a query and some keys read: those of key j start at data[j · stride], at position `begin`. With stride 0
+/// they are the query's.
+template <class Scalar>
+struct ScoreRows {
+  Scalar* data;
+  Index stride, begin;
+
+  /// Adds what each key reads to its term.
+  void gather(const std::int32_t* index, Index keys, std::remove_const_t<Scalar>* terms) const {
+    const Scalar* row = data - begin;
+    for (Index j = 0; j < keys; ++j, row += stride) terms[j] += row[index[j]];
+  }
+
+  /// Adjoint of `gather`.
+  void scatter(const std::int32_t* index, Index keys, const Scalar* grad_terms) const {
+    Scalar* row = data - begin;
+    for (Index j = 0; j < keys; ++j, row += stride) row[index[j]] += grad_terms[j];
+  }
+
+  /// Asks for what is read soon, by queries that read from one index to another: each key's is far from the next one's.
+  [[gnu::always_inline]] void prefetch(const std::int32_t* one, const std::int32_t* other, Index keys) const {
+    constexpr Index most = 2 * RelativeIndex::together;
+    for (Index j = 0; j < keys; ++j) {
+      const Index first = std::min(one[j], other[j]), last = std::max(one[j], other[j]);
+      detail::prefetch(data + j * stride + first - begin, std::min(last + 1 - first, most));
+    }
+  }
+};
+
+}  // namespace posbias::detail

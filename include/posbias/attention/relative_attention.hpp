@@ -1,0 +1,460 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A whole attention layer that knows where its tokens are relative to each other, in one coordinate or several: words of
+/// a text, boxes on a page. It is edspdf's RelativeAttention; the terms are those of DeBERTa (He et al., 2020, arXiv
+/// 2006.03654).
+///
+///     q, k, v = linear maps of queries, keys and values           K, Q = maps of a table of relative positions
+///     c2c = q_i·k_j        c2p = q_i·K[index(i, j)]        p2c = k_j·Q[index(i, j)]
+///     logit(i, j) = (c2c + c2p + p2c) / sqrt(H · number of terms) + base_attn + bias
+///     pooled(i) = sum over j of softmax(logit(i, ·))(j) · v_j
+///
+///     index = relative position, key minus query, + n_positions / 2, held within [0, n_positions)
+///
+/// With several coordinates each has its own index and its own features of a head, H / n_coordinates of them; their
+/// products are summed.
+///
+/// Shapes: queries (B, *, L1, query_size), keys (B, *, L2, key_size), values (B, *, L2, value_size), pooled (B, *, L1,
+/// size), logits (B, *, L1, L2, n_additional_heads + n_heads), additional heads first. Any layout. Queries and keys may be
+/// one tensor, and so may their gradients, which are added to.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <optional>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "posbias/attention/relative_attention_parameters.hpp"
+#include "posbias/attention/relative_attention_pass.hpp"
+#include "posbias/attention/relative_index.hpp"
+#include "posbias/core/executor.hpp"
+#include "posbias/core/optional_tensor.hpp"
+#include "posbias/core/parameter_owner.hpp"
+#include "posbias/core/positions.hpp"
+#include "posbias/core/tensor_view.hpp"
+
+namespace posbias {
+
+/// What a logit consists of: content to content, content to position, position to content.
+enum class AttentionTerm { c2c, c2p, p2c };
+using enum AttentionTerm;
+
+/// A set of terms, written {c2c, p2c}.
+class AttentionTerms {
+ public:
+  constexpr AttentionTerms() = default;
+  constexpr AttentionTerms(std::initializer_list<AttentionTerm> terms) {
+    for (const AttentionTerm term : terms) terms_ |= bit(term);
+  }
+  [[nodiscard]] constexpr bool contains(AttentionTerm term) const { return (terms_ & bit(term)) != 0; }
+
+ private:
+  static constexpr unsigned bit(AttentionTerm term) { return 1U << static_cast<unsigned>(term); }
+
+  unsigned terms_ = 0;
+};
+
+/// Options of `RelativeAttention`. A size of 0 takes its default.
+struct RelativeAttentionOptions {
+  Index size = 0;                    ///< features of what is pooled; required
+  Index n_heads = 0;                 ///< heads that are pooled; required
+  Index query_size = 0;              ///< features of queries; default size
+  Index key_size = 0;                ///< features of keys; default size
+  Index value_size = 0;              ///< features of values; default key_size
+  Index head_size = 0;               ///< features of a head, H; default key_size / n_heads
+  Index n_positions = 0;             ///< rows of the table of relative positions; default none
+  Index position_size = 0;           ///< features of the table; default size
+  double dropout_p = 0;              ///< probability that an attention weight is dropped, in calls with a seed
+  bool same_key_query_proj = false;  ///< queries are projected as keys are, content and positions
+  bool same_positional_key_query_proj = false;  ///< positions are projected to queries as to keys
+  Index n_coordinates = 1;                      ///< coordinates of a position
+  bool head_bias = true;                        ///< learn a number for each head to add to its logits
+  bool do_pooling = true;                       ///< there are values
+  AttentionTerms mode = {c2c, p2c, c2p};        ///< the terms; those with positions only where they are given
+  Index n_additional_heads = 0;                 ///< heads that have logits only
+  bool learn_position_embedding = true;         ///< otherwise the gradient of the table is 0
+};
+
+/// What a call of `RelativeAttention` may be given beside content. Refers to tensors; they must outlive the call.
+struct RelativeAttentionCall {
+  /// True where a query may attend: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, n_heads). Masked keys have logits of
+  /// -10000 in the softmax, so that a query whose keys are all masked attends to all alike. Default: all true.
+  OptionalTensor<bool> mask{};
+  /// Relative positions, or else the positions of queries and keys for each coordinate; tokens without a position have no
+  /// positional terms. Default: none, and no positional terms at all.
+  RelativePositions relative_positions{};
+  std::vector<PairPositions> positions{};
+  /// True where a pair has no positional terms.
+  PairFlags no_position_mask{};
+  /// Numbers to add to logits (B, *, L1, L2, heads); B, * and L1 may be 1 for all.
+  OptionalTensor<float, double> base_attn{};
+  /// Of dropout: the same seed drops the same weights, in backward too. 0, for inference, drops none.
+  std::uint64_t seed = 0;
+  Executor executor{};
+};
+
+/// What `RelativeAttention` returns.
+template <class Scalar, int Rank, int Layout>
+struct RelativeAttentionResult {
+  Eigen::Tensor<Scalar, Rank, Layout> pooled;
+  Eigen::Tensor<Scalar, Rank + 1, Layout> logits;
+};
+
+/// The layer. Parameters: "position_embedding" (n_positions, position_size), starting normal; "position_key_proj.weight"
+/// and "position_query_proj.weight" (n_coordinates, position_size / n_coordinates, heads·H / n_coordinates), uniform in
+/// ±1/sqrt(inputs), and their ".bias" (n_coordinates, heads·H / n_coordinates), 0; "bias" (heads), 0;
+/// "content_key_proj.weight" (heads·H, key_size), "content_query_proj.weight" (heads·H, query_size),
+/// "content_value_proj.weight" (size, value_size) and their ".bias", uniform in ±1/sqrt(inputs). What is shared appears
+/// once, under the name of the keys'.
+template <class Scalar_>
+class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, RelativeAttentionParameters<Scalar_>> {
+  using Base = ParameterOwner<RelativeAttention, RelativeAttentionParameters<Scalar_>>;
+
+ public:
+  using Scalar = Scalar_;
+  using Options = RelativeAttentionOptions;
+  using Call = RelativeAttentionCall;
+  using typename Base::Gradients;
+  template <class Q>
+  using Result = RelativeAttentionResult<Scalar, detail::Traits<Q>::rank, detail::Traits<Q>::layout>;
+  static constexpr std::string_view name = "RelativeAttention";
+
+  /// Throws OptionError.
+  explicit RelativeAttention(const Options& options, std::uint64_t seed = 0) : options_(completed(options)) {
+    auto& parameters = this->parameters_;
+    detail::Random random(seed);
+    const Index outputs = heads() * options_.head_size;
+    parameters.key.start(options_.key_size, outputs, random);
+    if (!options_.same_key_query_proj) parameters.query.emplace().start(options_.query_size, outputs, random);
+    if (options_.do_pooling) parameters.value.emplace().start(options_.value_size, options_.size, random);
+    if (options_.head_bias) std::fill_n(parameters.bias.emplace(heads()).data(), heads(), Scalar(0));
+    if (options_.n_positions > 0) {
+      const bool same = options_.same_key_query_proj || options_.same_positional_key_query_proj;
+      auto& table = parameters.table.emplace();
+      table.start({options_.n_positions, options_.position_size, options_.n_coordinates, outputs, same}, random);
+      table.learn_embedding = options_.learn_position_embedding;
+    }
+  }
+
+  /// With defaults in the place of sizes that were 0.
+  [[nodiscard]] const Options& options() const { return options_; }
+  /// Additional heads and those that are pooled.
+  [[nodiscard]] Index heads() const { return options_.n_additional_heads + options_.n_heads; }
+
+  /// Gives the table its values: (n_positions, position_size). Throws ShapeError.
+  template <TensorOf<Scalar, 2> T>
+  void set_position_embedding(const T& values) {
+    const Index rows = options_.n_positions, columns = options_.position_size;
+    const auto given = detail::view<0>(values).leading;
+    if (given != detail::Leading(std::array{rows, columns}))
+      detail::fail<ShapeError>(name, "::set_position_embedding: values has shape ", given.shape(),
+                               "; n_positions = ", rows, ", position_size = ", columns);
+    auto& table = this->parameters_.table;
+    detail::for_each_row_major(values, [&](Index i, Scalar value) { table->embedding.data()[i] = value; });
+  }
+
+  /// Pooled values and logits, in the layout of the queries. Cost: the projections; 2·H multiplications and additions for
+  /// each head and pair, and as many for each token and position of the table, for queries and for keys; a look-up or two
+  /// for each head, pair and coordinate. Memory: the projected table, and for some batch entries at a time projected keys
+  /// and values and the products of keys with the table. Bitwise the same for any number of threads, for some of the batch
+  /// and, without dropout, which goes by a query's place, for some of the queries. Throws ShapeError, OptionError,
+  /// PositionError.
+  template <TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K, TensorOf<Scalar, 2> V>
+  [[nodiscard]] Result<Q> operator()(const Q& queries, const K& keys, const V& values, const Call& call = {}) const {
+    constexpr int rank = detail::Traits<Q>::rank;
+    const Views views = checked("forward", call, rows(queries), rows(keys), rows(values));
+    Result<Q> result{make<Q, rank>(pooled_shape(views)), make<Q, rank + 1>(logits_shape(views))};
+    detail::RelativeAttentionForward<Scalar>(views, rows(result.pooled), pairs(result.logits)).run();
+    return result;
+  }
+
+  /// Logits alone.
+  template <TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
+  [[nodiscard]] auto operator()(const Q& queries, const K& keys, const Call& call = {}) const {
+    const Views views = checked("forward", call, rows(queries), rows(keys));
+    auto logits = make<Q, detail::Traits<Q>::rank + 1>(logits_shape(views));
+    detail::RelativeAttentionForward<Scalar>(views, {}, pairs(logits)).run();
+    return logits;
+  }
+
+  /// The same, written to tensors that are there.
+  template <WritableTensorOf<Scalar, 2> P, WritableTensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K,
+            TensorOf<Scalar, 2> V>
+  void forward(P&& pooled, A&& logits, const Q& queries, const K& keys, const V& values, const Call& call = {}) const {
+    constexpr std::string_view hook = "forward";
+    const Views views = checked(hook, call, rows(queries), rows(keys), rows(values));
+    check_shape(hook, "pooled", rows(pooled), pooled_shape(views));
+    check_shape(hook, "logits", pairs(logits), logits_shape(views));
+    check_writable(hook, "pooled", pooled, call, logits, queries, keys, values);
+    check_writable(hook, "logits", logits, call, queries, keys, values);
+    detail::RelativeAttentionForward<Scalar>(views, rows(pooled), pairs(logits)).run();
+  }
+  template <WritableTensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
+  void forward(A&& logits, const Q& queries, const K& keys, const Call& call = {}) const {
+    constexpr std::string_view hook = "forward";
+    const Views views = checked(hook, call, rows(queries), rows(keys));
+    check_shape(hook, "logits", pairs(logits), logits_shape(views));
+    check_writable(hook, "logits", logits, call, queries, keys);
+    detail::RelativeAttentionForward<Scalar>(views, {}, pairs(logits)).run();
+  }
+
+  /// Adjoint, where nothing but pooled was used. Adds to all gradients; the logits are those that forward returned, the
+  /// rest is as forward was given it. Cost: 10·H multiplications and additions for each head and pair, and twice forward's
+  /// for projections and the table. Memory: all projected content, and for each thread the keys of a head and their
+  /// products with the table. Heads run in parallel. Bitwise the same for any number of threads. Throws as forward does.
+  template <WritableTensorOf<Scalar, 2> GQ, WritableTensorOf<Scalar, 2> GK, WritableTensorOf<Scalar, 2> GV,
+            TensorOf<Scalar, 2> GP, TensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K,
+            TensorOf<Scalar, 2> V>
+  void backward(GQ&& grad_queries, GK&& grad_keys, GV&& grad_values, const GP& grad_pooled, const A& logits,
+                const Q& queries, const K& keys, const V& values, const Call& call, Gradients& grads) const {
+    const Views views = checked("backward", call, rows(queries), rows(keys), rows(values));
+    differentiate(views, call,
+                  {.grad_pooled = rows(grad_pooled),
+                   .logits = pairs(logits),
+                   .queries = rows(grad_queries),
+                   .keys = rows(grad_keys),
+                   .values = rows(grad_values)},
+                  grads);
+  }
+
+  /// The same, where the logits were used too: grad_logits becomes the gradient of what was added to logits, base_attn.
+  template <WritableTensorOf<Scalar, 2> GQ, WritableTensorOf<Scalar, 2> GK, WritableTensorOf<Scalar, 2> GV,
+            TensorOf<Scalar, 2> GP, WritableTensorOf<Scalar, 3> GA, TensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q,
+            TensorOf<Scalar, 2> K, TensorOf<Scalar, 2> V>
+  void backward(GQ&& grad_queries, GK&& grad_keys, GV&& grad_values, const GP& grad_pooled, GA&& grad_logits,
+                const A& logits, const Q& queries, const K& keys, const V& values, const Call& call,
+                Gradients& grads) const {
+    const Views views = checked("backward", call, rows(queries), rows(keys), rows(values));
+    differentiate(views, call,
+                  {.grad_pooled = rows(grad_pooled),
+                   .logits = pairs(logits),
+                   .grad_logits = pairs(grad_logits),
+                   .grad_base = pairs(grad_logits),
+                   .queries = rows(grad_queries),
+                   .keys = rows(grad_keys),
+                   .values = rows(grad_values)},
+                  grads);
+  }
+
+  /// The same, where there were logits only. Their gradient is that of base_attn too.
+  template <WritableTensorOf<Scalar, 2> GQ, WritableTensorOf<Scalar, 2> GK, TensorOf<Scalar, 3> GA,
+            TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
+  void backward(GQ&& grad_queries, GK&& grad_keys, const GA& grad_logits, const Q& queries, const K& keys,
+                const Call& call, Gradients& grads) const {
+    const Views views = checked("backward", call, rows(queries), rows(keys));
+    differentiate(views, call,
+                  {.grad_logits = pairs(grad_logits), .queries = rows(grad_queries), .keys = rows(grad_keys)}, grads);
+  }
+
+ private:
+  using Views = detail::RelativeAttentionViews<Scalar>;
+  using Tokens = detail::TensorView<const Scalar, 2>;
+  using Shape = detail::Leading;
+
+  /// A tensor as (B, *, tokens, features), or as (B, *, L1, L2, heads).
+  template <class T>
+  static auto rows(T&& tensor) {
+    return detail::view<2>(tensor);
+  }
+  template <class T>
+  static auto pairs(T&& tensor) {
+    return detail::view<3>(tensor);
+  }
+
+  template <class Q, int Rank>
+  static Eigen::Tensor<Scalar, Rank, detail::Traits<Q>::layout> make(const Shape& shape) {
+    Eigen::array<Index, static_cast<std::size_t>(Rank)> sizes;
+    std::ranges::copy(shape.shape(), sizes.begin());
+    return Eigen::Tensor<Scalar, Rank, detail::Traits<Q>::layout>(sizes);
+  }
+
+  [[nodiscard]] static Shape with(Shape shape, std::initializer_list<Index> sizes) {
+    for (const Index size : sizes) shape.sizes[shape.rank++] = size;
+    return shape;
+  }
+  [[nodiscard]] Shape pooled_shape(const Views& views) const {
+    return with(views.queries.leading, {views.queries.shape[0], options_.size});
+  }
+  [[nodiscard]] Shape logits_shape(const Views& views) const {
+    return with(views.queries.leading, {views.queries.shape[0], views.keys.shape[0], heads()});
+  }
+
+  template <class View>
+  static void check_shape(std::string_view hook, std::string_view argument, const View& view, const Shape& wanted) {
+    if (const Shape given = view.whole_shape(); given != wanted)
+      detail::fail<ShapeError>(name, "::", hook, ": ", argument, " has shape ", given.shape(), "; it needs ",
+                               wanted.shape());
+  }
+
+  template <class Written, class... Others>
+  static void check_writable(std::string_view hook, std::string_view argument, const Written& written, const Call& call,
+                             const Others&... others) {
+    detail::check_apart(name, hook, argument, written, call.mask, call.relative_positions, call.no_position_mask,
+                        call.base_attn, others...);
+  }
+
+  /// Throws ShapeError, OptionError, PositionError.
+  [[nodiscard]] Views checked(std::string_view hook, const Call& call, const Tokens& queries, const Tokens& keys,
+                              const std::optional<Tokens>& values = {}) const {
+    const auto reject = [&](const auto&... parts) { detail::fail<OptionError>(name, "::", hook, ": ", parts...); };
+    const auto check_tokens = [&](std::string_view argument, const Tokens& tokens, std::string_view option,
+                                  Index size) {
+      if (tokens.leading != queries.leading || tokens.shape[1] != size)
+        detail::fail<ShapeError>(name, "::", hook, ": ", argument, " has shape ", tokens.whole_shape().shape(),
+                                 "; (B, *, L, ", option, ") is needed, with B, * = ", queries.leading.shape(), ", ",
+                                 option, " = ", size);
+    };
+    check_tokens("queries", queries, "query_size", options_.query_size);
+    check_tokens("keys", keys, "key_size", options_.key_size);
+    if (values) {
+      if (!options_.do_pooling) reject("values are given; do_pooling = false");
+      check_tokens("values", *values, "value_size", options_.value_size);
+      if (values->shape[0] != keys.shape[0])
+        detail::fail<ShapeError>(name, "::", hook, ": values has ", values->shape[0], " tokens; keys has ",
+                                 keys.shape[0]);
+    }
+    if (call.relative_positions.given() && !call.positions.empty())
+      detail::fail<PositionError>(name, "::", hook, ": relative_positions and positions are both given; give one");
+    const bool located = call.relative_positions.given() || !call.positions.empty();
+    if (located && !this->parameters_.table) reject("relative positions are given; there is no table: n_positions = 0");
+    if (!located && !options_.mode.contains(c2c))
+      reject("no relative positions are given; mode has no term that can do without");
+
+    const Index L1 = queries.shape[0], L2 = keys.shape[0];
+    std::optional<detail::RelativeIndex> index;
+    if (located)
+      index.emplace(
+          name, hook, call.relative_positions, call.positions, call.no_position_mask,
+          typename detail::RelativeIndex::Sizes{queries.leading, L1, L2, options_.n_coordinates, options_.n_positions});
+    Views views{this->parameters_,
+                heads(),
+                options_.n_additional_heads,
+                options_.mode.contains(c2c),
+                located && options_.mode.contains(c2p),
+                located && options_.mode.contains(p2c),
+                queries,
+                keys,
+                values,
+                std::nullopt,
+                std::nullopt,
+                std::nullopt,
+                std::nullopt,
+                detail::Dropout(options_.dropout_p, call.seed),
+                call.executor};
+    if (views.c2p || views.p2c) views.index = std::move(index);
+    adopt(hook, call, views);
+    return views;
+  }
+
+  /// The mask and base_attn.
+  void adopt(std::string_view hook, const Call& call, Views& views) const {
+    const detail::Leading& leading = views.queries.leading;
+    const Index L1 = views.queries.shape[0], L2 = views.keys.shape[0];
+    const auto fit = [&]<class Entry>(std::string_view argument, detail::TensorView<Entry, 0> entries, Index of_heads,
+                                      std::optional<detail::TensorView<Entry, 3>>& to) {
+      const Shape given = entries.leading;
+      if (given.rank == leading.rank + 1) detail::insert_dimension(entries, leading.rank);  // (L2): any query
+      if (entries.leading.rank == leading.rank + 2) detail::insert_dimension(entries, leading.rank + 2);  // any head
+      detail::TensorView<Entry, 3>& fitted = to.emplace();
+      fitted.leading = leading;
+      fitted.shape = {L1, L2, of_heads};
+      if (!detail::broadcast(entries, {true, false, true}, fitted))
+        detail::fail<ShapeError>(name, "::", hook, ": ", argument, " has shape ", given.shape(),
+                                 "; (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads) is needed, with B, * = ",
+                                 leading.shape(), ", L1 = ", L1, ", L2 = ", L2, ", heads = ", of_heads);
+    };
+    call.mask.visit([&](const auto& entries) { fit("mask", entries, options_.n_heads, views.mask); });
+    call.base_attn.visit([&]<class Entry>(const detail::TensorView<Entry, 0>& entries) {
+      if constexpr (std::is_same_v<Entry, const float>)
+        fit("base_attn", entries, heads(), views.base_float);
+      else
+        fit("base_attn", entries, heads(), views.base_double);
+    });
+  }
+
+  void differentiate(const Views& views, const Call& call,
+                     const detail::RelativeAttentionGradientViews<Scalar>& gradients, Gradients& grads) const {
+    constexpr std::string_view hook = "backward";
+    this->check_gradients(hook, grads);
+    const auto check = [&](std::string_view argument, const auto& view, const Shape& wanted) {
+      if (view) check_shape(hook, argument, *view, wanted);
+    };
+    check("grad_queries", &gradients.queries, views.queries.whole_shape());
+    check("grad_keys", &gradients.keys, views.keys.whole_shape());
+    if (views.values) check("grad_values", gradients.values, views.values->whole_shape());
+    check("grad_pooled", gradients.grad_pooled, pooled_shape(views));
+    check("grad_logits", gradients.grad_logits, logits_shape(views));
+    check("logits", gradients.logits, logits_shape(views));
+    const auto check_apart_from_inputs = [&](std::string_view argument, const auto& written) {
+      const auto apart_from = [&](const auto& other) {
+        if (other) check_writable(hook, argument, written, call, *other);
+      };
+      check_writable(hook, argument, written, call, views.queries, views.keys);
+      apart_from(views.values);
+      apart_from(gradients.grad_pooled);
+      apart_from(gradients.logits);
+    };
+    check_apart_from_inputs("grad_queries", gradients.queries);
+    check_apart_from_inputs("grad_keys", gradients.keys);
+    if (gradients.values) check_apart_from_inputs("grad_values", *gradients.values);
+    if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
+    detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
+  }
+
+  template <class... Parts>
+  [[noreturn]] static void reject_option(const Parts&... parts) {
+    detail::fail<OptionError>(name, ": ", parts...);
+  }
+
+  /// The options with defaults filled in. Throws OptionError.
+  static Options completed(Options o) {
+    const auto require = [](std::string_view option, Index value, Index least) {
+      if (value < least) reject_option(option, " = ", value, "; it must be at least ", least);
+    };
+    const auto fill = [&](std::string_view option, Index& value, Index otherwise) {
+      require(option, value, 0);
+      if (value == 0) value = otherwise;
+    };
+    const auto divides = [](std::string_view divisor, Index by, std::string_view option, Index value) {
+      if (value % by != 0) reject_option(option, " = ", value, "; it must be a multiple of ", divisor, " = ", by);
+    };
+    require("size", o.size, 1);
+    require("n_heads", o.n_heads, 1);
+    require("n_additional_heads", o.n_additional_heads, 0);
+    require("n_coordinates", o.n_coordinates, 1);
+    require("n_positions", o.n_positions, 0);
+    fill("query_size", o.query_size, o.size);
+    fill("key_size", o.key_size, o.size);
+    fill("value_size", o.value_size, o.key_size);
+    if (o.head_size == 0) divides("n_heads", o.n_heads, "key_size", o.key_size);
+    fill("head_size", o.head_size, o.key_size / o.n_heads);
+    if (o.do_pooling) divides("n_heads", o.n_heads, "size", o.size);
+    if (o.same_key_query_proj && o.query_size != o.key_size)
+      reject_option("same_key_query_proj needs query_size = key_size; they are ", o.query_size, " and ", o.key_size);
+    if (o.n_positions == 0) {
+      if (o.position_size != 0)
+        reject_option("position_size = ", o.position_size, "; there is no table: n_positions = 0");
+      if (!o.mode.contains(c2c)) reject_option("mode has no term that can be computed: no c2c, and n_positions = 0");
+    } else {
+      constexpr Index most = std::numeric_limits<detail::RelativeIndex::Row>::max() - 64;
+      if (o.n_positions > most) reject_option("n_positions = ", o.n_positions, "; at most ", most, " are possible");
+      if (!o.mode.contains(c2c) && !o.mode.contains(c2p) && !o.mode.contains(p2c)) reject_option("mode has no term");
+      fill("position_size", o.position_size, o.size);
+      divides("n_coordinates", o.n_coordinates, "position_size", o.position_size);
+      divides("n_coordinates", o.n_coordinates, "head_size", o.head_size);
+    }
+    if (!(o.dropout_p >= 0 && o.dropout_p < 1))
+      reject_option("dropout_p = ", o.dropout_p, "; it must be at least 0 and below 1");
+    return o;
+  }
+
+  Options options_;
+};
+
+}  // namespace posbias

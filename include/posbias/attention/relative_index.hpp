@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Which row of a table of relative positions each pair of a query and a key reads.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "posbias/core/error.hpp"
+#include "posbias/core/optional_tensor.hpp"
+#include "posbias/core/positions.hpp"
+#include "posbias/kernel/bucketing.hpp"
+
+namespace posbias {
+
+/// Relative positions, key minus query: integers (B, *, L1, L2, n_coordinates), or none. B, * and L1 may be 1 for all.
+using RelativePositions = OptionalTensor<int, long, long long>;
+
+/// Flags (B, *, L1, L2), or none. B, * and L1 may be 1 for all.
+using PairFlags = OptionalTensor<bool>;
+
+namespace detail {
+
+/// Rows [begin, end) of a table.
+struct TableRange {
+  Index begin = std::numeric_limits<Index>::max(), end = 0;
+
+  [[nodiscard]] bool empty() const { return begin >= end; }
+
+  /// Grows to have some rows.
+  template <class Row>
+  void add(const Row* first, const Row* last) {
+    for (; first != last; ++first) {
+      begin = std::min<Index>(begin, *first);
+      end = std::max<Index>(end, *first + 1);
+    }
+  }
+};
+
+/// The rows of a table of clamped relative positions that the pairs of an attention read, coordinate by coordinate, and the
+/// pairs that do not. Owns positions, refers to tensors.
+class RelativeIndex {
+ public:
+  using Row = std::int32_t;
+  /// Queries, and keys, are taken so many at a time: neighbours read much the same rows.
+  static constexpr Index together = 32;
+
+  struct Sizes {
+    Leading leading;
+    Index queries, keys, coordinates, positions;
+  };
+
+  /// From relative positions if they are given, or else from the positions of queries and keys, for each coordinate;
+  /// `disabled` pairs have none. Throws ShapeError, PositionError.
+  RelativeIndex(std::string_view module, std::string_view hook, const RelativePositions& relative,
+                const std::vector<PairPositions>& positions, const PairFlags& disabled, const Sizes& sizes)
+      : sizes_(sizes), buckets_(module, sizes.positions) {
+    if (relative.given())
+      relative.visit([&](const auto& entries) { adopt(module, hook, entries); });
+    else
+      locate(module, hook, positions);
+    disabled.visit([&](const TensorView<const bool, 0>& flags) {
+      disabled_.emplace();
+      disabled_->leading = sizes.leading;
+      disabled_->shape = {sizes.queries, sizes.keys};
+      if (!broadcast(flags, {true, false}, *disabled_))
+        fail<ShapeError>(module, "::", hook, ": no_position_mask has shape ", flags.leading.shape(),
+                         "; (B, *, L1, L2) is needed, with B, * = ", sizes.leading.shape(), ", L1 = ", sizes.queries,
+                         ", L2 = ", sizes.keys);
+    });
+  }
+
+  /// What up to `together` queries read.
+  struct Reads {
+    std::vector<Row> rows;           // (coordinates, count, keys)
+    std::vector<TableRange> ranges;  // (coordinates)
+    std::vector<char> hidden;        // (count, keys): pairs that read nothing; none, if all read
+  };
+
+  [[nodiscard]] Reads reads_of_queries(Index n, Index first, Index count) const {
+    Reads reads{std::vector<Row>(size(sizes_.coordinates * count * sizes_.keys)),
+                std::vector<TableRange>(size(sizes_.coordinates)),
+                {}};
+    Row* row = reads.rows.data();
+    for (TableRange& range : reads.ranges)
+      for (Index i = first; i < first + count; ++i, row += sizes_.keys) {
+        rows(n, i, &range - reads.ranges.data(), row);
+        range.add(row, row + sizes_.keys);
+      }
+    if (disabled_ || first_key_ > 0 || first < first_query_) {
+      reads.hidden.resize(size(count * sizes_.keys));
+      for (Index i = 0; i < count; ++i) hide(n, first + i, reads.hidden.data() + i * sizes_.keys);
+    }
+    return reads;
+  }
+
+  /// What all queries read of `together` keys after another: (coordinates, blocks of keys).
+  [[nodiscard]] std::vector<TableRange> ranges_of_keys(Index n) const {
+    const Index blocks = (sizes_.keys + together - 1) / together;
+    std::vector<TableRange> ranges(size(sizes_.coordinates * blocks));
+    std::vector<Row> row(size(sizes_.keys));
+    for (Index x = 0; x < sizes_.coordinates; ++x)
+      for (Index i = 0; i < sizes_.queries; ++i) {
+        rows(n, i, x, row.data());
+        for (Index b = 0; b < blocks; ++b)
+          ranges[size(x * blocks + b)].add(row.data() + b * together,
+                                           row.data() + std::min((b + 1) * together, sizes_.keys));
+      }
+    return ranges;
+  }
+
+ private:
+  [[nodiscard]] static std::size_t size(Index count) { return static_cast<std::size_t>(count); }
+
+  template <class Integer>
+  using Given = TensorView<const Integer, 3>;  // (L1, L2, coordinates)
+  using Located = std::vector<PairLocations>;  // one a coordinate
+
+  template <class Integer>
+  void adopt(std::string_view module, std::string_view hook, const TensorView<const Integer, 0>& entries) {
+    Given<Integer> given;
+    given.leading = sizes_.leading;
+    given.shape = {sizes_.queries, sizes_.keys, sizes_.coordinates};
+    if (!broadcast(entries, {true, false, false}, given))
+      fail<ShapeError>(module, "::", hook, ": relative_positions has shape ", entries.leading.shape(),
+                       "; (B, *, L1, L2, n_coordinates) is needed, with B, * = ", sizes_.leading.shape(),
+                       ", L1 = ", sizes_.queries, ", L2 = ", sizes_.keys, ", n_coordinates = ", sizes_.coordinates);
+    source_ = given;
+  }
+
+  void locate(std::string_view module, std::string_view hook, const std::vector<PairPositions>& positions) {
+    if (static_cast<Index>(positions.size()) != sizes_.coordinates)
+      fail<ShapeError>(module, "::", hook, ": positions has ", positions.size(),
+                       " coordinates; n_coordinates = ", sizes_.coordinates);
+    Located& located = source_.emplace<Located>();
+    for (const PairPositions& at : positions) {
+      const std::string where = std::string(hook) + ": positions[" + std::to_string(located.size()) + "]";
+      const PairLocations& found = located.emplace_back(module, where, at, sizes_.leading, sizes_.queries, sizes_.keys);
+      found.q.require_integers(module, where, at.q_k.given() ? "q_k" : "q");
+      found.k.require_integers(module, where, at.q_k.given() ? "q_k" : "k");
+      first_query_ = std::max(first_query_, found.q.first());
+      first_key_ = std::max(first_key_, found.k.first());
+    }
+  }
+
+  /// Writes what query i of batch entry n reads for each key, something where it reads nothing.
+  void rows(Index n, Index i, Index coordinate, Row* to) const {
+    std::visit([&](const auto& source) { find(source, n, i, coordinate, to); }, source_);
+  }
+
+  template <class Integer>
+  void find(const Given<Integer>& given, Index n, Index i, Index coordinate, Row* to) const {
+    const Integer* from = given.batch(n) + i * given.strides[0] + coordinate * given.strides[2];
+    for (Index j = 0; j < sizes_.keys; ++j) to[j] = static_cast<Row>(buckets_(from[j * given.strides[1]]));
+  }
+
+  void find(const Located& located, Index n, Index i, Index coordinate, Row* to) const {
+    const PairLocations& at = located[size(coordinate)];
+    const Index first = i < at.q.first() ? sizes_.keys : at.k.first();
+    std::fill_n(to, first, static_cast<Row>(buckets_(0)));
+    if (first == sizes_.keys) return;
+    const std::int64_t origin = at.q.integer(n, i - at.q.first());
+    for (Index j = first; j < sizes_.keys; ++j) to[j] = static_cast<Row>(buckets_(at.k.integer(n, j - first) - origin));
+  }
+
+  void hide(Index n, Index i, char* hidden) const {
+    std::fill_n(hidden, i < first_query_ ? sizes_.keys : first_key_, char{1});
+    if (!disabled_) return;
+    const bool* flag = disabled_->batch(n) + i * disabled_->strides[0];
+    for (Index j = 0; j < sizes_.keys; ++j)
+      if (flag[j * disabled_->strides[1]]) hidden[j] = 1;
+  }
+
+  Sizes sizes_;
+  ClampedBuckets buckets_;
+  std::variant<Located, Given<int>, Given<long>, Given<long long>> source_;
+  Index first_query_ = 0, first_key_ = 0;  // with a position in every coordinate
+  std::optional<TensorView<const bool, 2>> disabled_;
+};
+
+}  // namespace detail
+}  // namespace posbias

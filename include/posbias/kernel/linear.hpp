@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Linear maps of tokens, y = W·x + b, and their adjoints.
+///
+/// Entries do not depend on the other tokens (see kernel/product.hpp). Gradients of W and b are summed in Scalar over
+/// 64 tokens at most, and in double from there on.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "posbias/core/executor.hpp"
+#include "posbias/core/parameters.hpp"
+#include "posbias/core/tensor_view.hpp"
+#include "posbias/kernel/product.hpp"
+#include "posbias/kernel/workspace.hpp"
+
+namespace posbias {
+
+/// A linear map, as torch.nn.Linear stores it.
+template <class Scalar>
+struct Linear {
+  ParameterTensor<Scalar, 2> weight{};  ///< (outputs, inputs)
+  ParameterTensor<Scalar, 1> bias{};    ///< (outputs)
+
+  [[nodiscard]] Index outputs() const { return weight.dimension(0); }
+  [[nodiscard]] Index inputs() const { return weight.dimension(1); }
+
+  /// Weights and bias start uniform in ±1/sqrt(inputs).
+  void start(Index inputs, Index outputs, detail::Random& random) {
+    weight.resize(outputs, inputs);
+    bias.resize(outputs);
+    const double bound = 1 / std::sqrt(static_cast<double>(inputs));
+    detail::fill_uniform(weight, bound, random);
+    detail::fill_uniform(bias, bound, random);
+  }
+
+  template <class Self, class Visitor>
+  static void visit(const std::string& name, Self& self, Visitor& visitor) {
+    visitor(std::string_view(name + ".weight"), self.weight);
+    visitor(std::string_view(name + ".bias"), self.bias);
+  }
+};
+
+namespace detail {
+
+/// Tokens [first, first + count) of a batch entry as a matrix (tokens, features).
+template <class Scalar>
+Factor<Scalar> token_rows(const TensorView<const Scalar, 2>& tokens, Index batch, Index first) {
+  return {tokens.batch(batch) + first * tokens.strides[0], tokens.strides[0], tokens.strides[1]};
+}
+
+/// A linear map cut into heads, packed: each head's outputs are computed by themselves.
+template <class Scalar>
+class LinearHeads {
+ public:
+  LinearHeads(const Linear<Scalar>& linear, Index heads)
+      : inputs_(linear.inputs()),
+        features_(linear.outputs() / heads),
+        head_size_(packed_size<Scalar>(inputs_, features_)),
+        weights_(heads * head_size_),
+        bias_(heads * width()) {
+    for (Index h = 0; h < heads; ++h) {
+      const Scalar* first = linear.weight.data() + h * features_ * inputs_;
+      panels_.push_back(pack(Factor<Scalar>{first, 1, inputs_}, inputs_, features_, weights_.data() + h * head_size_));
+      std::copy_n(linear.bias.data() + h * features_, features_, bias_.data() + h * width());
+    }
+  }
+
+  /// From one row of outputs to the next: a head's features, in whole lanes.
+  [[nodiscard]] Index width() const { return whole_lanes<Scalar>(features_); }
+
+  /// y (tokens, width) = the head's outputs for x (tokens, inputs).
+  void apply(Index head, const Factor<Scalar>& x, Index tokens, Scalar* y) const {
+    for (Index i = 0; i < tokens; ++i) std::copy_n(bias_.data() + head * width(), width(), y + i * width());
+    multiply<Sum::continued>(tokens, features_, inputs_, x, panels_[static_cast<std::size_t>(head)], y, width());
+  }
+
+ private:
+  Index inputs_, features_, head_size_;
+  Workspace<Scalar> weights_, bias_;
+  std::vector<Panels<Scalar>> panels_;
+};
+
+/// Adjoint of a linear map of x (B, *, L, inputs): adds to grad_x and to grads. grad_y is (B·L, outputs), row-major.
+template <class Scalar>
+void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar, 2>& x, const Scalar* grad_y,
+                     const TensorView<Scalar, 2>& grad_x, Linear<Scalar>& grads, const Executor& executor) {
+  constexpr Index block = 64;
+  const Index inputs = linear.inputs(), outputs = linear.outputs(), tokens = x.shape[0];
+  const Index width = whole_lanes<Scalar>(inputs);
+  const Index blocks = (tokens + block - 1) / block;  // of a batch entry
+
+  Workspace<Scalar> packed(packed_size<Scalar>(outputs, inputs));
+  const Panels<Scalar> weight = pack(Factor<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
+  executor.parallel_for(x.batches() * blocks, [&](Index task) {
+    const Index n = task / blocks, first = task % blocks * block, count = std::min(block, tokens - first);
+    Workspace<Scalar> product(count * width);
+    multiply<Sum::fresh>(count, inputs, outputs, Factor<Scalar>{grad_y + (n * tokens + first) * outputs, outputs, 1},
+                         weight, product.data(), width);
+    Scalar* to = grad_x.batch(n) + first * grad_x.strides[0];
+    for (Index i = 0; i < count; ++i)
+      for (Index d = 0; d < inputs; ++d)
+        to[i * grad_x.strides[0] + d * grad_x.strides[1]] += product.data()[i * width + d];
+  });
+
+  executor.parallel_for((outputs + block - 1) / block, [&](Index task) {
+    using Values = Eigen::ArrayX<Scalar>;
+    const Index first_output = task * block, rows = std::min(block, outputs - first_output);
+    Workspace<Scalar> x_rows(packed_size<Scalar>(block, inputs)), product(rows * width);
+    Eigen::ArrayXd weight_sums = Eigen::ArrayXd::Zero(rows * width), bias_sums = Eigen::ArrayXd::Zero(rows);
+    for (Index n = 0; n < x.batches(); ++n)
+      for (Index first = 0; first < tokens; first += block) {
+        const Index count = std::min(block, tokens - first);
+        const Scalar* gradient = grad_y + (n * tokens + first) * outputs + first_output;
+        multiply<Sum::fresh>(rows, inputs, count, Factor<Scalar>{gradient, 1, outputs},
+                             pack(token_rows(x, n, first), count, inputs, x_rows.data()), product.data(), width);
+        weight_sums += Eigen::Map<const Values>(product.data(), rows * width).template cast<double>();
+        for (Index i = 0; i < count; ++i)
+          bias_sums += Eigen::Map<const Values>(gradient + i * outputs, rows).template cast<double>();
+      }
+    for (Index o = 0; o < rows; ++o) {
+      for (Index d = 0; d < inputs; ++d)
+        grads.weight(first_output + o, d) += static_cast<Scalar>(weight_sums[o * width + d]);
+      grads.bias(first_output + o) += static_cast<Scalar>(bias_sums[o]);
+    }
+  });
+}
+
+}  // namespace detail
+}  // namespace posbias
