@@ -7,6 +7,7 @@
 #include "posbias/attention/relative_attention.hpp"
 #include "posbias/attention/scaled_dot_product.hpp"
 #include "posbias/bias/alibi.hpp"
+#include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 #include "posbias/bias/transformer_xl.hpp"

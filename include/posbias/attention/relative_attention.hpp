@@ -33,6 +33,7 @@
 #include "posbias/attention/relative_attention_parameters.hpp"
 #include "posbias/attention/relative_attention_pass.hpp"
 #include "posbias/attention/relative_index.hpp"
+#include "posbias/core/attention_terms.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/parameter_owner.hpp"
@@ -40,25 +41,6 @@
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {
-
-/// What a logit consists of: content to content, content to position, position to content.
-enum class AttentionTerm { c2c, c2p, p2c };
-using enum AttentionTerm;
-
-/// A set of terms, written {c2c, p2c}.
-class AttentionTerms {
- public:
-  constexpr AttentionTerms() = default;
-  constexpr AttentionTerms(std::initializer_list<AttentionTerm> terms) {
-    for (const AttentionTerm term : terms) terms_ |= bit(term);
-  }
-  [[nodiscard]] constexpr bool contains(AttentionTerm term) const { return (terms_ & bit(term)) != 0; }
-
- private:
-  static constexpr unsigned bit(AttentionTerm term) { return 1U << static_cast<unsigned>(term); }
-
-  unsigned terms_ = 0;
-};
 
 /// Options of `RelativeAttention`. A size of 0 takes its default.
 struct RelativeAttentionOptions {

@@ -143,8 +143,7 @@ class RelativeIndex {
     for (const PairPositions& at : positions) {
       const std::string where = std::string(hook) + ": positions[" + std::to_string(located.size()) + "]";
       const PairLocations& found = located.emplace_back(module, where, at, sizes_.leading, sizes_.queries, sizes_.keys);
-      found.q.require_integers(module, where, at.q_k.given() ? "q_k" : "q");
-      found.k.require_integers(module, where, at.q_k.given() ? "q_k" : "k");
+      found.require_integers(module, where, at);
       first_query_ = std::max(first_query_, found.q.first());
       first_key_ = std::max(first_key_, found.k.first());
     }

@@ -23,6 +23,11 @@ struct LogitTile {
 
   /// The row of logits of one head and query, both counted within the tile.
   [[nodiscard]] Scalar* row(Index h, Index i) const { return data + h * head_stride + i * query_stride; }
+
+  /// The same logits with keys in the place of queries.
+  [[nodiscard]] LogitTile transposed() const {
+    return {data, head_stride, key_stride, query_stride, batch, head, heads, key, keys, query, queries};
+  }
 };
 
 namespace detail {

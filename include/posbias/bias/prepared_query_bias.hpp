@@ -13,6 +13,8 @@
 ///     query 1      . [-1 0  1  2] .       ->     query 1  [-1 0  1  2]
 ///     query 2     [-2 -1 0  1] .  .              query 2  [-2 -1 0  1]
 ///
+/// A bias of the keys is the same with keys in the place of queries: positions swapped, tiles transposed.
+///
 /// Workspace: O(columns·dim) for the projections, O(keys) for a strip. Where relative positions do not repeat, each
 /// query projects its own.
 #pragma once
@@ -31,7 +33,8 @@
 namespace posbias {
 
 /// A bias of queries at given positions, ready to add itself to tiles of logits in any order and from any thread.
-/// Refers to the module and to q, which must outlive it. `Bias` supplies
+/// Refers to the module and to q, which must outlive it; q may have fewer heads than there are logits of, each for a group
+/// of them. `Bias` supplies
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `Scalar scale() const`, `std::vector<Scalar> offsets() const`: (NH, H);
 ///   - `void project(std::span<const double> relative, Scalar* r, Index stride) const`: (dim, relative.size()), rows
@@ -55,7 +58,7 @@ class PreparedQueryBias {
   };
 
   PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, PairLocations at)
-      : bias_(&bias), q_(q), columns_(std::move(at)), offsets_(bias.offsets()) {
+      : bias_(&bias), q_(q), group_(bias.n_heads() / q.shape[1]), columns_(std::move(at)), offsets_(bias.offsets()) {
     if (!columns_.numbered()) return;
     stride_ = stride_of(columns_.relative());
     projected_.make_room(dim() * stride_);
@@ -63,7 +66,7 @@ class PreparedQueryBias {
   }
 
   /// Whether tiles of different heads may be accumulated at the same time.
-  [[nodiscard]] bool heads_are_independent() const { return columns_.numbered(); }
+  [[nodiscard]] bool heads_are_independent() const { return columns_.numbered() && group_ == 1; }
   /// Whether the gradient of tiles comes to anything: to that of the queries, always.
   [[nodiscard]] bool accumulates() const { return true; }
 
@@ -224,8 +227,8 @@ class PreparedQueryBias {
     const Scalar* offset = offsets_.data() + first_row(tile, h);
     Scalar* to = content.data();
     for (Index i = 0; i < block.queries; ++i) {
-      const Scalar* query =
-          q_.batch(tile.batch) + (tile.query + block.first_query + i) * q_.strides[0] + (tile.head + h) * q_.strides[1];
+      const Scalar* query = q_.batch(tile.batch) + (tile.query + block.first_query + i) * q_.strides[0] +
+                            (tile.head + h) / group_ * q_.strides[1];
       for (Index d = 0; d < head_dim(); ++d) *to++ = scale * (query[d * q_.strides[2]] + offset[d]);
     }
   }
@@ -273,7 +276,7 @@ class PreparedQueryBias {
     double* offset = to.offsets.data() + first_row(tile, h);
     for (Index i = 0; i < block.queries; ++i) {
       Scalar* query = to.grad_q.batch(tile.batch) + (tile.query + block.first_query + i) * to.grad_q.strides[0] +
-                      (tile.head + h) * to.grad_q.strides[1];
+                      (tile.head + h) / group_ * to.grad_q.strides[1];
       for (Index d = 0; d < head_dim(); ++d) {
         const double gradient = scale * grad_content[static_cast<std::size_t>(d * lanes + i)];
         query[d * to.grad_q.strides[2]] += static_cast<Scalar>(gradient);
@@ -284,6 +287,7 @@ class PreparedQueryBias {
 
   const Bias* bias_;
   detail::TensorView<const Scalar, 3> q_;
+  Index group_;  // heads of logits for each head of q
   detail::RelativeColumns columns_;
   std::vector<Scalar> offsets_;          // (NH, H)
   Index stride_ = 0;                     // from row to row of the next

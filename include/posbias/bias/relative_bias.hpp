@@ -133,10 +133,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::Leading& leading, Index queries,
                                                Index keys, const PairPositions& at) {
     PairLocations result(Derived::name, hook, at, leading, queries, keys);
-    if constexpr (Derived::integers_only) {
-      result.q.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "q");
-      result.k.require_integers(Derived::name, hook, at.q_k.given() ? "q_k" : "k");
-    }
+    if constexpr (Derived::integers_only) result.require_integers(Derived::name, hook, at);
     return result;
   }
 

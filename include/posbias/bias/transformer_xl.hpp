@@ -27,9 +27,8 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/mask_tiles.hpp"
+#include "posbias/bias/content_bias.hpp"
 #include "posbias/bias/prepared_query_bias.hpp"
-#include "posbias/core/module.hpp"
 #include "posbias/kernel/distances.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/frequencies.hpp"
@@ -77,15 +76,15 @@ struct TransformerXLParameters {
 /// Parameters: "div" () if learned_div; "bias_r_w" and "bias_r_r" (NH, H), starting uniform in ±1/sqrt(H);
 /// "embed_lin.weight" (dim, dim) and, if linear_bias, "embed_lin.bias" (dim), uniform in ±1/sqrt(dim).
 template <class Scalar_>
-class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParameters<Scalar_>> {
-  using Base = Module<TransformerXL, TransformerXLParameters<Scalar_>>;
+class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, TransformerXLParameters<Scalar_>> {
+  using Base = ContentBias<TransformerXL, Scalar_, TransformerXLParameters<Scalar_>>;
 
  public:
   using Scalar = Scalar_;
   using Options = TransformerXLOptions;
   using typename Base::Gradients;
   using Prepared = PreparedQueryBias<TransformerXL>;
-  static constexpr std::string_view name = "TransformerXL";
+  static constexpr std::string_view name = "TransformerXL", head_dim_option = "dim / n_heads";
   static constexpr QKVChanges changes{.k = false, .v = false};
 
   /// Throws OptionError.
@@ -147,45 +146,9 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
     add_u(detail::view<3>(q), -1, at.executor);
   }
 
-  /// Adds the score of q, as `mod_qkv` left it, and the relative position. Queries and keys without a position get
-  /// none. In the paper's form q - u must be the query: a rotation composed with this module would turn u as well.
-  /// Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
-  void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const Prepared prepared(*this, detail::view<3>(q), checked("mod_mask", "mask", mask, q, k, v, at));
-    detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
-  }
-
-  /// Adjoint of `mod_mask`: grad_mask passes through, the queries' gradient is added to grad_q. Throws ShapeError,
-  /// PositionError.
-  template <TensorOf<Scalar, 3> M, WritableTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV,
-            TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
-  void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
-                         const PairPositions& at, Gradients& grads) const {
-    const Prepared prepared(*this, detail::view<3>(q),
-                            checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads));
-    auto sums = prepared.accumulator(grad_q, grad_k);
-    detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
-    prepared.finish(sums, grads);
-  }
-
-  /// The bias of the logits of q and k, ready for tiles. Refers to this module and to q, and owns all else. Throws
-  /// ShapeError, PositionError.
-  template <TensorOf<Scalar, 3> Q, HeadsTensor K>
-  [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    const detail::AttentionShape shape = check_queries("prepare", q, k, k);
-    return Prepared(*this, detail::view<3>(q),
-                    PairLocations(name, "prepare", at, shape.leading, shape.queries, shape.keys));
-  }
-  template <HeadsTensor Q, HeadsTensor K>
-  Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
-  template <int Rank, int Layout, class I, HeadsTensor K>
-  Prepared prepare(const Eigen::Tensor<Scalar, Rank, Layout, I>&& q, const K& k,
-                   const PairPositions& = {}) const& = delete;
-
   template <class Q, class K, class V>
   void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& = {}) const {
-    check_queries("mod_qkv", q, k, v);
+    this->check_queries("mod_qkv", q, k, v);
     if (detail::overlap(q, k) || detail::overlap(q, v))
       detail::fail<ShapeError>(name, "::mod_qkv: q shares memory with ", detail::overlap(q, k) ? "k" : "v",
                                "; only q is to change");
@@ -194,18 +157,15 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
   void check_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
                               const PairPositions&, const Gradients& grads) const {
     constexpr std::string_view hook = "mod_qkv_backward";
-    check_queries(hook, q, k, v);
+    this->check_queries(hook, q, k, v);
     detail::check_gradient_shapes(name, hook, grad_q, grad_k, grad_v, q, k, v);
     this->check_gradients(hook, grads);
   }
-  template <class M, class Q, class K, class V>
-  void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    (void)checked("mod_mask", "mask", mask, q, k, v, at);
-  }
-  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
-  void check_mod_mask_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
-                               const K& k, const V& v, const PairPositions& at, const Gradients& grads) const {
-    (void)checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
+  /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must
+  /// be the query: a rotation composed with this module would turn u as well. Refers to this module and to q.
+  template <class Q, class K>
+  [[nodiscard]] Prepared prepared(const Q& q, const K& /*k*/, PairLocations at) const {
+    return Prepared(*this, detail::view<3>(q), std::move(at));
   }
 
   /// What r is multiplied by is scale · (q + offset), with the q that `mod_mask` is given.
@@ -369,35 +329,6 @@ class TransformerXL : public Module<TransformerXL<Scalar_>, TransformerXLParamet
 
   void add_to_bias(ParameterTensor<Scalar, 2>& gradient, const std::vector<double>& sums, double sign) const {
     for_each_feature([&](Index h, Index d, std::size_t i) { gradient(h, d) += static_cast<Scalar>(sign * sums[i]); });
-  }
-
-  template <class Q, class K, class V>
-  detail::AttentionShape check_queries(std::string_view hook, const Q& q, const K& k, const V& v) const {
-    const detail::AttentionShape shape = detail::attention_shape(name, hook, q, k, v);
-    detail::check_heads(name, hook, "q", shape.heads, n_heads());
-    const Index features = detail::view<3>(q).shape[2];
-    if (features != head_dim())
-      detail::fail<ShapeError>(name, "::", hook, ": q has ", features,
-                               " features per head; dim / n_heads = ", head_dim());
-    return shape;
-  }
-
-  template <class M, class Q, class K, class V>
-  [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument, const M& mask, const Q& q,
-                                      const K& k, const V& v, const PairPositions& at) const {
-    const detail::AttentionShape shape = check_queries(hook, q, k, v);
-    detail::check_mask_fits(name, hook, argument, mask, q, k, v);
-    return PairLocations(name, hook, at, shape.leading, shape.queries, shape.keys);
-  }
-
-  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
-  [[nodiscard]] PairLocations checked_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v,
-                                               const Q& q, const K& k, const V& v, const PairPositions& at,
-                                               const Gradients& grads) const {
-    PairLocations result = checked("mod_mask_backward", "grad_mask", grad_mask, q, k, v, at);
-    detail::check_gradient_shapes(name, "mod_mask_backward", grad_q, grad_k, grad_v, q, k, v);
-    this->check_gradients("mod_mask_backward", grads);
-    return result;
   }
 
   Options options_;

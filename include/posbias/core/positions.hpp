@@ -287,6 +287,15 @@ struct PairLocations {
                                "; give q and k instead");
   }
 
+  /// Of queries and keys that were checked apart.
+  PairLocations(TokenLocations of_queries, TokenLocations of_keys) : q(std::move(of_queries)), k(std::move(of_keys)) {}
+
+  /// Throws PositionError unless all positions, which are those of `at`, are integers.
+  void require_integers(std::string_view module, std::string_view hook, const PairPositions& at) const {
+    q.require_integers(module, hook, at.q_k.given() ? "q_k" : "q");
+    k.require_integers(module, hook, at.q_k.given() ? "q_k" : "k");
+  }
+
   TokenLocations q, k;
 };
 

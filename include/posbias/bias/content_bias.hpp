@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Family base of the biases that look at content: mask(h, i, j) += a score of q(i), k(j) and the relative position.
+///
+/// The base checks shapes and positions and cuts masks into tiles; a module says what is added to a tile.
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+#include "posbias/bias/mask_tiles.hpp"
+#include "posbias/core/module.hpp"
+#include "posbias/core/positions.hpp"
+
+namespace posbias {
+
+/// `Derived` supplies
+///   - `static constexpr std::string_view name`, and `head_dim_option`, what it calls the features of a head;
+///   - `Index n_heads() const`, `Index head_dim() const`;
+///   - `static constexpr bool integers_only`, if positions must be integers;
+///   - `Prepared prepared(const Q& q, const K& k, PairLocations) const`: the bias at given positions, ready for tiles (see
+///     `Module::prepare`); it may refer to the module, to q and to k.
+template <class Derived, class Scalar_, class Parameters>
+class ContentBias : public Module<Derived, Parameters> {
+  using Base = Module<Derived, Parameters>;
+
+ public:
+  using Scalar = Scalar_;
+  using typename Base::Gradients;
+  static constexpr bool integers_only = false;
+
+  /// Adds the bias of q and k, as `mod_qkv` left them, to an additive mask (B, *, NH, L1, L2). Queries and keys without a
+  /// position get none. Throws ShapeError, PositionError.
+  template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    const auto prepared = derived().prepared(q, k, checked("mod_mask", "mask", mask, q, k, v, at));
+    detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
+  }
+
+  /// Adjoint of `mod_mask`: grad_mask passes through, what q and k contributed is added to grad_q and grad_k. Throws
+  /// ShapeError, PositionError.
+  template <TensorOf<Scalar, 3> M, WritableTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV,
+            TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
+                         const PairPositions& at, Gradients& grads) const {
+    const auto prepared =
+        derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads));
+    auto sums = prepared.accumulator(grad_q, grad_k);
+    detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
+    prepared.finish(sums, grads);
+  }
+
+  /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q and to k, and owns all else. Throws
+  /// ShapeError, PositionError.
+  template <TensorOf<Scalar, 3> Q, HeadsTensor K>
+  [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
+    const detail::AttentionShape shape = check_queries("prepare", q, k, k);
+    return derived().prepared(q, k, locations("prepare", shape, at));
+  }
+  template <HeadsTensor Q, HeadsTensor K>
+  void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
+  template <int Rank, int Layout, class I, HeadsTensor K>
+  void prepare(const Eigen::Tensor<Scalar, Rank, Layout, I>&& q, const K& k, const PairPositions& = {}) const& = delete;
+  template <HeadsTensor Q, class S, int Rank, int Layout, class I>
+  void prepare(const Q& q, const Eigen::Tensor<S, Rank, Layout, I>&& k, const PairPositions& = {}) const& = delete;
+
+  template <class M, class Q, class K, class V>
+  void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    (void)checked("mod_mask", "mask", mask, q, k, v, at);
+  }
+  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
+  void check_mod_mask_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
+                               const K& k, const V& v, const PairPositions& at, const Gradients& grads) const {
+    (void)checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
+  }
+
+ protected:
+  using Base::Base;
+  using Base::derived;
+
+  /// Throws ShapeError unless q, k and v are an attention of the module's heads and features.
+  template <class Q, class K, class V>
+  detail::AttentionShape check_queries(std::string_view hook, const Q& q, const K& k, const V& v) const {
+    const detail::AttentionShape shape = detail::attention_shape(Derived::name, hook, q, k, v);
+    detail::check_heads(Derived::name, hook, "q", shape.heads, derived().n_heads());
+    const Index features = detail::view<3>(q).shape[2];
+    if (features != derived().head_dim())
+      detail::fail<ShapeError>(Derived::name, "::", hook, ": q has ", features, " features per head; ",
+                               Derived::head_dim_option, " = ", derived().head_dim());
+    return shape;
+  }
+
+ private:
+  [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::AttentionShape& shape,
+                                               const PairPositions& at) {
+    PairLocations result(Derived::name, hook, at, shape.leading, shape.queries, shape.keys);
+    if constexpr (Derived::integers_only) result.require_integers(Derived::name, hook, at);
+    return result;
+  }
+
+  template <class M, class Q, class K, class V>
+  [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument, const M& mask, const Q& q,
+                                      const K& k, const V& v, const PairPositions& at) const {
+    const detail::AttentionShape shape = check_queries(hook, q, k, v);
+    detail::check_mask_fits(Derived::name, hook, argument, mask, q, k, v);
+    return locations(hook, shape, at);
+  }
+
+  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
+  [[nodiscard]] PairLocations checked_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v,
+                                               const Q& q, const K& k, const V& v, const PairPositions& at,
+                                               const Gradients& grads) const {
+    constexpr std::string_view hook = "mod_mask_backward";
+    PairLocations result = checked(hook, "grad_mask", grad_mask, q, k, v, at);
+    detail::check_gradient_shapes(Derived::name, hook, grad_q, grad_k, grad_v, q, k, v);
+    this->check_gradients(hook, grads);
+    return result;
+  }
+};
+
+}  // namespace posbias
