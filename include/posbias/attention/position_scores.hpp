@@ -109,7 +109,7 @@ struct ScoreRows {
   Index stride, begin;
 
   /// Adds what each key reads to its term.
-  void gather(const std::int32_t* index, Index keys, std::remove_const_t<Scalar>* terms) const {
+  void gather(const std::int32_t* index, Index keys, Scalar* terms) const {
     const Scalar* row = data - begin;
     for (Index j = 0; j < keys; ++j, row += stride) terms[j] += row[index[j]];
   }
@@ -128,6 +128,62 @@ struct ScoreRows {
       detail::prefetch(data + j * stride + first - begin, std::min(last + 1 - first, most));
     }
   }
+};
+
+/// Scores of all keys of a head, or their gradients: `RelativeIndex::together` keys of a coordinate have a window in common.
+template <class Scalar>
+class KeyScores {
+ public:
+  /// Scores of 0, for ranges as `RelativeIndex::ranges_of_keys` returns them.
+  void lay_out(const std::vector<TableRange>& ranges) {
+    windows_.clear();
+    Index size = 0;
+    for (const TableRange& range : ranges) size += together * windows_.emplace_back(range).width;
+    memory_.make_room(size);
+    std::fill_n(memory_.data(), size, Scalar(0));
+    rows_.clear();
+    Scalar* next = memory_.data();
+    for (const Window& window : windows_) {
+      rows_.push_back({next, window.width, window.begin});
+      next += together * window.width;
+    }
+  }
+
+  /// Of each coordinate and block of keys; none, if no scores of keys are read.
+  [[nodiscard]] const std::vector<ScoreRows<Scalar>>& rows() const { return rows_; }
+
+  /// Finds the scores of keys (keys, H) of a head, rows `stride` apart.
+  void score(const PositionScores<Scalar>& table, Index head, const Scalar* k, Index stride, Index keys) {
+    for_each_block(keys, [&](Index coordinate, Index key, Index count, const Window& window, Scalar* scores) {
+      table.score(head, coordinate, k + key * stride, stride, count, window, scores);
+    });
+  }
+
+  /// Adjoint of `score`: see `PositionScores::score_backward`.
+  void score_backward(const PositionScores<Scalar>& table, Index head, const Scalar* k, Index stride, Index keys,
+                      Scalar* grad_k, double* grad_table) const {
+    for_each_block(keys, [&](Index coordinate, Index key, Index count, const Window& window, const Scalar* grad) {
+      table.score_backward(head, coordinate, k + key * stride, stride, count, window, grad, grad_k + key * stride,
+                           grad_table);
+    });
+  }
+
+ private:
+  using Window = ScoreWindow<Scalar>;
+  static constexpr Index together = RelativeIndex::together;
+
+  template <class Visit>
+  void for_each_block(Index keys, const Visit& visit) const {
+    const Index blocks = (keys + together - 1) / together;
+    for (std::size_t b = 0; b < windows_.size(); ++b) {
+      const Index coordinate = static_cast<Index>(b) / blocks, key = static_cast<Index>(b) % blocks * together;
+      visit(coordinate, key, std::min(together, keys - key), windows_[b], rows_[b].data);
+    }
+  }
+
+  std::vector<Window> windows_;
+  std::vector<ScoreRows<Scalar>> rows_;
+  Workspace<Scalar> memory_;
 };
 
 }  // namespace posbias::detail

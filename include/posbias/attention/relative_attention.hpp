@@ -30,8 +30,9 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/attention/relative_attention_backward.hpp"
+#include "posbias/attention/relative_attention_forward.hpp"
 #include "posbias/attention/relative_attention_parameters.hpp"
-#include "posbias/attention/relative_attention_pass.hpp"
 #include "posbias/attention/relative_index.hpp"
 #include "posbias/core/attention_terms.hpp"
 #include "posbias/core/executor.hpp"

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Backward of RelativeAttention: one head at a time, whose weights are found again from the logits.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <optional>
+#include <vector>
+
+#include "posbias/attention/relative_attention_pass.hpp"
+#include "posbias/kernel/workspace.hpp"
+
+namespace posbias::detail {
+
+/// What backward reads and writes beside the gradients of parameters.
+template <class Scalar>
+struct RelativeAttentionGradientViews {
+  std::optional<TensorView<const Scalar, 2>> grad_pooled{};
+  std::optional<TensorView<const Scalar, 3>> logits{};  // as forward wrote them, if there is grad_pooled
+  std::optional<TensorView<const Scalar, 3>> grad_logits{};
+  std::optional<TensorView<Scalar, 3>> grad_base{};  // to write the gradient of base_attn to; may be grad_logits
+  TensorView<Scalar, 2> queries, keys;               // added to
+  std::optional<TensorView<Scalar, 2>> values{};
+};
+
+/// Backward of one call. Heads run in parallel and batch entries one after another, so that sums over them have an
+/// order.
+template <class Scalar>
+class RelativeAttentionBackward {
+  using Pass = RelativeAttentionPass<Scalar>;
+
+ public:
+  RelativeAttentionBackward(const RelativeAttentionViews<Scalar>& call,
+                            const RelativeAttentionGradientViews<Scalar>& gradients)
+      : pass_(call, Pass::Scores::For::backward), call_(call), gradients_(gradients) {
+    const auto& parameters = call.parameters;
+    const Index batches = call.queries.batches();
+    const auto zeros = [](auto& sums, Index rows, Index columns) {
+      sums.resize(static_cast<std::size_t>(rows * columns));
+    };
+    zeros(grad_q_, batches * pass_.queries, parameters.key.outputs());
+    zeros(grad_k_, batches * pass_.keys, parameters.key.outputs());
+    if (call.values) zeros(grad_v_, batches * pass_.keys, parameters.value->outputs());
+    if (call.c2p) zeros(grad_key_table_, parameters.table->positions(), parameters.table->outputs());
+    if (call.p2c) zeros(grad_query_table_, parameters.table->positions(), parameters.table->outputs());
+    zeros(grad_head_bias_, call.heads, 1);
+  }
+
+  /// Adds to all gradients.
+  void run(RelativeAttentionParameters<Scalar>& grads) {
+    call_.executor.parallel_for(call_.heads, [&](Index h) {
+      if (call_.pools(h) || gradients_.grad_logits) Head(*this, h).run();
+    });
+    const auto& parameters = call_.parameters;
+    const auto& executor = call_.executor;
+    linear_backward(parameters.query_projection(), call_.queries, grad_q_.data(), gradients_.queries,
+                    grads.query_projection(), executor);
+    linear_backward(parameters.key, call_.keys, grad_k_.data(), gradients_.keys, grads.key, executor);
+    if (call_.values)
+      linear_backward(*parameters.value, *call_.values, grad_v_.data(), *gradients_.values, *grads.value, executor);
+    if (call_.c2p) parameters.table->project_backward(false, grad_key_table_.data(), *grads.table);
+    if (call_.p2c) parameters.table->project_backward(true, grad_query_table_.data(), *grads.table);
+    for (Index h = 0; grads.bias && h < call_.heads; ++h)
+      (*grads.bias)(h) += static_cast<Scalar>(grad_head_bias_[static_cast<std::size_t>(h)]);
+  }
+
+ private:
+  /// Backward of a head, batch entry by batch entry.
+  class Head {
+   public:
+    Head(RelativeAttentionBackward& backward, Index head)
+        : to_(backward),
+          pass_(backward.pass_),
+          call_(backward.call_),
+          gradients_(backward.gradients_),
+          h_(head),
+          q_(most_queries * pass_.width),
+          grad_q_(most_queries * pass_.width),
+          packed_q_(packed_size<Scalar>(most_queries, pass_.H)),
+          weights_(most_queries * pass_.key_width),
+          grad_logits_(most_queries * pass_.key_width),
+          k_(pass_.keys * pass_.width),
+          grad_k_(pass_.keys * pass_.width),
+          packed_k_(packed_size<Scalar>(pass_.keys, pass_.H)),
+          grad_v_(pass_.keys * pass_.value_width),
+          packed_v_(packed_size<Scalar>(pass_.Hv, pass_.keys)),
+          grad_out_(most_queries * pass_.Hv),
+          packed_grad_out_(packed_size<Scalar>(most_queries, pass_.Hv)) {}
+
+    void run() {
+      for (Index n = 0; n < call_.queries.batches(); ++n) {
+        project_keys(n);
+        for (Index first = 0; first < pass_.queries; first += most_queries)
+          add_queries(n, first, std::min(most_queries, pass_.queries - first));
+        if (call_.p2c)
+          grad_key_scores_.score_backward(*pass_.of_keys, h_, k_.data(), pass_.width, pass_.keys, grad_k_.data(),
+                                          to_.grad_query_table_.data());
+        write(grad_k_, pass_.width, pass_.H, call_.heads, h_, n * pass_.keys, pass_.keys, Scalar(1), to_.grad_k_);
+        if (call_.pools(h_))
+          write(grad_v_, pass_.value_width, pass_.Hv, call_.pooled_heads(), h_ - call_.additional_heads, n * pass_.keys,
+                pass_.keys, Scalar(1), to_.grad_v_);
+      }
+    }
+
+   private:
+    static constexpr Index most_queries = Pass::together;
+
+    void project_keys(Index n) {
+      if (call_.pools(h_)) {
+        Workspace<Scalar> v(pass_.keys * pass_.value_width);
+        pass_.project_values(n, h_, v.data());
+        v_by_feature_ = pack(Factor<Scalar>{v.data(), 1, pass_.value_width}, pass_.Hv, pass_.keys, packed_v_.data());
+        std::fill_n(grad_v_.data(), pass_.keys * pass_.value_width, Scalar(0));
+      }
+      pass_.project_keys(n, h_, k_.data());
+      k_by_key_ = pack(Factor<Scalar>{k_.data(), pass_.width, 1}, pass_.keys, pass_.H, packed_k_.data());
+      std::fill_n(grad_k_.data(), pass_.keys * pass_.width, Scalar(0));
+      grad_key_scores_.lay_out(pass_.ranges_of_keys(n));
+    }
+
+    void add_queries(Index n, Index first, Index count) {
+      find_gradient(n, first, count);
+      const Factor<Scalar> grad_logits{grad_logits_.data(), pass_.key_width, 1};
+      pass_.project_queries(n, first, count, h_, q_.data());
+      std::fill_n(grad_q_.data(), count * pass_.width, Scalar(0));
+      if (call_.c2c) {
+        multiply<Sum::fresh>(count, pass_.H, pass_.keys, grad_logits, k_by_key_, grad_q_.data(), pass_.width);
+        multiply<Sum::added>(pass_.keys, pass_.H, count, grad_logits.transposed(),
+                             pack(Factor<Scalar>{q_.data(), pass_.width, 1}, count, pass_.H, packed_q_.data()),
+                             grad_k_.data(), pass_.width);
+      }
+      const auto reads = pass_.reads_of_queries(n, first, count);
+      for (Index x = 0; x < call_.coordinates(); ++x) {
+        const ScoreWindow<Scalar> window(reads.ranges[static_cast<std::size_t>(x)]);
+        query_scores_.make_room(count * window.width);
+        std::fill_n(query_scores_.data(), count * window.width, Scalar(0));
+        const auto add_gradients = [&](std::size_t block, Index i, Index key, Index of_block, const auto* index) {
+          std::array<Scalar, static_cast<std::size_t>(most_queries)> grad_terms;
+          std::copy_n(grad_logits_.data() + i * pass_.key_width + key, of_block, grad_terms.data());
+          pass_.hide(reads, i, key, of_block, grad_terms.data());
+          const ScoreRows<Scalar> of_query{query_scores_.data() + i * window.width, 0, window.begin};
+          if (call_.c2p) of_query.scatter(index, of_block, grad_terms.data());
+          if (call_.p2c) grad_key_scores_.rows()[block].scatter(index, of_block, grad_terms.data());
+        };
+        pass_.for_each_block(reads, x, count, grad_key_scores_, add_gradients);
+        if (call_.c2p)
+          pass_.of_queries->score_backward(h_, x, q_.data(), pass_.width, count, window, query_scores_.data(),
+                                           grad_q_.data(), to_.grad_key_table_.data());
+      }
+      write(grad_q_, pass_.width, pass_.H, call_.heads, h_, n * pass_.queries + first, count, pass_.scale, to_.grad_q_);
+    }
+
+    /// The gradient of the queries' logits, and what their weights leave to that of v.
+    void find_gradient(Index n, Index first, Index count) {
+      std::fill_n(grad_logits_.data(), count * pass_.key_width, Scalar(0));
+      if (call_.pools(h_)) through_softmax(n, first, count);
+      double& bias = to_.grad_head_bias_[static_cast<std::size_t>(h_)];
+      for (Index i = 0; i < count; ++i) {
+        Scalar* row = grad_logits_.data() + i * pass_.key_width;
+        if (gradients_.grad_logits)
+          for_each_logit(*gradients_.grad_logits, n, first + i, [&](Index j, Scalar given) { row[j] += given; });
+        if (gradients_.grad_base)
+          for_each_logit(*gradients_.grad_base, n, first + i, [&](Index j, Scalar& total) { total = row[j]; });
+        for (Index j = 0; j < pass_.keys; ++j) bias += static_cast<double>(row[j]);
+      }
+    }
+
+    void through_softmax(Index n, Index first, Index count) {
+      using Values = Eigen::Map<Eigen::ArrayX<Scalar>>;
+      const TensorView<const Scalar, 2>& pooled = *gradients_.grad_pooled;
+      const Index feature = (h_ - call_.additional_heads) * pass_.Hv;
+      const Scalar* from = pooled.batch(n) + first * pooled.strides[0] + feature * pooled.strides[1];
+      for (Index i = 0; i < count; ++i)
+        for (Index d = 0; d < pass_.Hv; ++d)
+          grad_out_.data()[i * pass_.Hv + d] = from[i * pooled.strides[0] + d * pooled.strides[1]];
+      const Factor<Scalar> grad_out{grad_out_.data(), pass_.Hv, 1};
+      multiply<Sum::fresh>(count, pass_.keys, pass_.Hv, grad_out, v_by_feature_, grad_logits_.data(), pass_.key_width);
+
+      for (Index i = 0; i < count; ++i) {
+        Scalar* row = weights_.data() + i * pass_.key_width;
+        for_each_logit(*gradients_.logits, n, first + i, [&](Index j, Scalar logit) { row[j] = logit; });
+        Values weights(row, pass_.key_width), grad(grad_logits_.data() + i * pass_.key_width, pass_.key_width);
+        const Scalar part = pass_.weigh(n, first + i, h_, row);
+        weights *= part;
+        pass_.drop(n, first + i, h_, grad.data());
+        const Scalar mean = (weights * grad).sum();
+        grad = weights * (grad - mean);
+        pass_.for_each_masked(n, first + i, h_, [&](Index j) { grad[j] = 0; });
+        pass_.drop(n, first + i, h_, row);
+      }
+      multiply<Sum::added>(pass_.keys, pass_.Hv, count, Factor<Scalar>{weights_.data(), 1, pass_.key_width},
+                           pack(grad_out, count, pass_.Hv, packed_grad_out_.data()), grad_v_.data(), pass_.value_width);
+    }
+
+    /// Calls `visit(j, entry)` for the keys of a query.
+    template <class S, class Visit>
+    void for_each_logit(const TensorView<S, 3>& logits, Index n, Index i, const Visit& visit) const {
+      S* entry = logits.batch(n) + i * logits.strides[0] + h_ * logits.strides[2];
+      for (Index j = 0; j < pass_.keys; ++j) visit(j, entry[j * logits.strides[1]]);
+    }
+
+    /// Writes the gradient of a head of tokens, scaled, to where that of all heads is.
+    static void write(const Workspace<Scalar>& from, Index stride, Index features, Index heads, Index head, Index first,
+                      Index tokens, Scalar scale, std::vector<Scalar>& to) {
+      Scalar* row = to.data() + (first * heads + head) * features;
+      for (Index i = 0; i < tokens; ++i, row += heads * features)
+        for (Index d = 0; d < features; ++d) row[d] = scale * from.data()[i * stride + d];
+    }
+
+    RelativeAttentionBackward& to_;
+    const Pass& pass_;
+    const RelativeAttentionViews<Scalar>& call_;
+    const RelativeAttentionGradientViews<Scalar>& gradients_;
+    Index h_;
+    Workspace<Scalar> q_, grad_q_, packed_q_, weights_, grad_logits_;  // of a block of queries
+    Workspace<Scalar> k_, grad_k_, packed_k_, grad_v_, packed_v_;      // of all keys
+    Workspace<Scalar> grad_out_, packed_grad_out_;
+    Workspace<Scalar> query_scores_;     // gradients, of a block of queries
+    KeyScores<Scalar> grad_key_scores_;  // of all keys
+    Panels<Scalar> k_by_key_{}, v_by_feature_{};
+  };
+
+  Pass pass_;
+  const RelativeAttentionViews<Scalar>& call_;
+  const RelativeAttentionGradientViews<Scalar>& gradients_;
+  std::vector<Scalar> grad_q_, grad_k_, grad_v_;           // (B·L, outputs), of what was projected
+  std::vector<double> grad_key_table_, grad_query_table_;  // (positions, outputs)
+  std::vector<double> grad_head_bias_;
+};
+
+}  // namespace posbias::detail
