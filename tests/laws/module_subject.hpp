@@ -160,13 +160,14 @@ class ModuleSubject : public Subject<S> {
     const auto is = [&](std::size_t rank, Storage storage) { return rank_and_storage == std::pair(rank, storage); };
     using enum Kind;
     if (is(1, Storage::row_major)) return run(HeldAs<1, row>());
-    if (is(1, Storage::col_major)) return run(HeldAs<1, col>());
-    if (is(2, Storage::mixed)) return run(HeldAs<2, col_map, row_map, col_map, row, col_map>());
-    if constexpr (std::is_same_v<S, double>) {
+    if (is(2, Storage::mixed)) return run(HeldAs<2, col_map, col_map, row_map, col, col_map>());
+    if constexpr (all_forms)
+      if (is(1, Storage::col_major)) return run(HeldAs<1, col>());
+    if constexpr (all_forms && std::is_same_v<S, double>) {
       if (is(0, Storage::row_major)) return run(HeldAs<0, row>());
       if (is(2, Storage::row_major)) return run(HeldAs<2, row>());
       if (is(3, Storage::row_major)) return run(HeldAs<3, row>());
-      if (is(1, Storage::maps)) return run(HeldAs<1, row_map, col_map, row_map, col, row_map>());
+      if (is(1, Storage::maps)) return run(HeldAs<1, row_map, row_map, col_map, row, row_map>());
     }
     throw std::logic_error("no such form");
   }
