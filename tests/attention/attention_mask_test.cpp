@@ -110,7 +110,7 @@ TEST_CASE("a mask is of either layout, and leading dimensions of queries may be 
   CHECK(at.memory[0] == 2);
 }
 
-TEST_CASE("a hidden key is -inf whatever its logit was; a visible one is left as it was", "[attention]") {
+TEST_CASE("a hidden key is -inf whatever its logit was, a visible one is left as it was", "[attention]") {
   Eigen::Tensor<bool, 1> mask(4);
   mask.setValues({false, true, false, true});
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();

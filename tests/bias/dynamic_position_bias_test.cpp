@@ -127,7 +127,7 @@ TEST_CASE("DynamicPositionBias: at depth 1 a straight line for each head, subtra
   CHECK(grads.at("mlp.0.0.weight") == Values{16 * 9.5, -8 * 9.5});
 }
 
-TEST_CASE("DynamicPositionBias: one head and one feature; queries and keys without a position") {
+TEST_CASE("DynamicPositionBias: one head and one feature, queries and keys without a position") {
   DynamicPositionBias<double> module({.dim = 1, .n_heads = 1});
   set_parameters(module, {{"mlp.0.0.weight", {1}}, {"mlp.0.0.bias", {3}}, {"mlp.1.weight", {2}}, {"mlp.1.bias", {1}}});
   Eigen::Tensor<std::int64_t, 1> two(2), three(3);

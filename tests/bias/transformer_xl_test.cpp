@@ -418,7 +418,7 @@ TEST_CASE("TransformerXL: with W the identity a one-hot query reads the sinusoid
     }
 }
 
-TEST_CASE("TransformerXL: u cancels in the paper's form, v does not; bio-attention adds u and never uses v") {
+TEST_CASE("TransformerXL: u cancels in the paper's form, v does not, bio-attention adds u and never uses v") {
   const auto bias = [](XLForm form, double u, double v) {
     TransformerXL<double> module({.dim = 8, .n_heads = 2, .form = form, .linear_bias = false});
     set_parameters(module, reading_the_sinusoid(u, v, false));

@@ -237,7 +237,7 @@ TEMPLATE_TEST_CASE("a position's sines and cosines do not depend on the others",
   CHECK(wrong == 0);
 }
 
-TEST_CASE("columns are padded with zeros; 0 is exact; no positions make none", "[frequencies]") {
+TEST_CASE("columns are padded with zeros, 0 is exact, no positions make none", "[frequencies]") {
   SinusoidMaker maker(maker_frequencies(), 1);
   const std::vector<double> positions{0, 31, 32};
   const auto columns = maker.make<float>(positions);
