@@ -109,6 +109,8 @@ const bool added = [] {
     visit("T5", [] { return RelativePositionBias<float>({.n_heads = NH}); });
     visit("DynamicPositionBias", [] { return DynamicPositionBias<float>({.dim = 64, .n_heads = NH, .depth = 2}); });
     visit("TransformerXL", [] { return TransformerXL<float>({.dim = NH * H, .n_heads = NH}); });
+    visit("DisentangledBias",
+          [] { return DisentangledBias<float>({.n_heads = NH, .head_dim = H, .n_positions = 512}); });
     visit("Rotary", [] { return Rotary<float>({.head_dim = H}); });
   };
   add("attention/Identity", of_gemm);

@@ -110,14 +110,14 @@ struct ScoreRows {
 
   /// Adds what each key reads to its term.
   void gather(const std::int32_t* index, Index keys, Scalar* terms) const {
-    const Scalar* row = data - begin;
-    for (Index j = 0; j < keys; ++j, row += stride) terms[j] += row[index[j]];
+    const Scalar* row = data;
+    for (Index j = 0; j < keys; ++j, row += stride) terms[j] += row[index[j] - begin];
   }
 
   /// Adjoint of `gather`.
   void scatter(const std::int32_t* index, Index keys, const Scalar* grad_terms) const {
-    Scalar* row = data - begin;
-    for (Index j = 0; j < keys; ++j, row += stride) row[index[j]] += grad_terms[j];
+    Scalar* row = data;
+    for (Index j = 0; j < keys; ++j, row += stride) row[index[j] - begin] += grad_terms[j];
   }
 
   /// Asks for what is read soon, by queries that read from one index to another: each key's is far from the next one's.

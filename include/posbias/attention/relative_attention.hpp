@@ -45,7 +45,7 @@ namespace posbias {
 
 /// Options of `RelativeAttention`. A size of 0 takes its default.
 struct RelativeAttentionOptions {
-  Index size = 0;                    ///< features of what is pooled; required
+  Index size = 0;                    ///< features of what is pooled, and the default of other sizes; required
   Index n_heads = 0;                 ///< heads that are pooled; required
   Index query_size = 0;              ///< features of queries; default size
   Index key_size = 0;                ///< features of keys; default size
@@ -67,7 +67,8 @@ struct RelativeAttentionOptions {
 /// What a call of `RelativeAttention` may be given beside content. Refers to tensors; they must outlive the call.
 struct RelativeAttentionCall {
   /// True where a query may attend: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, n_heads). Masked keys have logits of
-  /// -10000 in the softmax, so that a query whose keys are all masked attends to all alike. Default: all true.
+  /// -10000 in the softmax, so that a query whose keys are all masked attends to all alike; logits are returned as they
+  /// were before. Default: all true.
   OptionalTensor<bool> mask{};
   /// Relative positions, or else the positions of queries and keys for each coordinate; tokens without a position have no
   /// positional terms. Default: none, and no positional terms at all.
