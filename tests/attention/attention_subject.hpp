@@ -137,7 +137,8 @@ enum class Scheme {
   rotary,
   rotary_learned,  ///< learns its divisor
   rotary_alibi,
-  t5_xl,  ///< integers only
+  t5_xl,                ///< integers only
+  rotary_disentangled,  ///< integers only; its bias looks at keys too
 };
 
 /// Those for tensors of `S`: all for double; what differs between scalars does not depend on the module, so float gets

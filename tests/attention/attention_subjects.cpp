@@ -8,6 +8,7 @@
 #include "attention/attention_subject.hpp"
 #include "posbias/attention/scaled_dot_product.hpp"
 #include "posbias/bias/alibi.hpp"
+#include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 #include "posbias/bias/transformer_xl.hpp"
@@ -168,12 +169,13 @@ std::string name_of(Scheme scheme) {
                                           "Rotary",
                                           "Rotary, learned_div",
                                           "Compose of Rotary, ALiBi",
-                                          "Compose of RelativePositionBias, TransformerXL"};
+                                          "Compose of RelativePositionBias, TransformerXL",
+                                          "Compose of Rotary, DisentangledBias"};
   return names[static_cast<int>(scheme)];
 }
 
 bool integers_only(Scheme scheme) {
-  return scheme == Scheme::t5 || scheme == Scheme::t5_xl;
+  return scheme == Scheme::t5 || scheme == Scheme::t5_xl || scheme == Scheme::rotary_disentangled;
 }
 
 bool takes(Scheme scheme, Index heads, Index features) {
@@ -181,6 +183,7 @@ bool takes(Scheme scheme, Index heads, Index features) {
     case Scheme::rotary:
     case Scheme::rotary_learned:
     case Scheme::rotary_alibi:
+    case Scheme::rotary_disentangled:
       return features % 2 == 0;
     case Scheme::xl:
     case Scheme::xl_bio:
@@ -237,6 +240,11 @@ std::unique_ptr<AttentionSubject<S>> make_subject(Scheme scheme, Index heads, In
       return erased(
           Rotary<S>({.head_dim = features, .pairing = RotaryPairing::half, .divide = 40, .learned_div = true}));
     if (scheme == Scheme::t5_xl) return erased(Compose(t5(), xl(XLForm::paper)));
+    if (scheme == Scheme::rotary_disentangled)
+      return erased(Compose(
+          Rotary<S>({.head_dim = features}),
+          DisentangledBias<S>(
+              {.n_heads = heads, .head_dim = features, .n_positions = 24, .position_size = 2, .scale = 0.75}, 4)));
   }
   throw std::logic_error("no such scheme");
 }
@@ -300,8 +308,8 @@ std::vector<Scheme> schemes<float>() {
 template <>
 std::vector<Scheme> schemes<double>() {
   using enum Scheme;
-  return {identity, alibi,  alibi_learned, alibi_asymmetric, t5,           dynamic,
-          xl,       xl_bio, rotary,        rotary_learned,   rotary_alibi, t5_xl};
+  return {identity,       alibi,        alibi_learned, alibi_asymmetric,   t5, dynamic, xl, xl_bio, rotary,
+          rotary_learned, rotary_alibi, t5_xl,         rotary_disentangled};
 }
 
 template class AttentionSubject<float>;

@@ -12,6 +12,7 @@
 #include "support/catch.hpp"
 
 using posbias::BucketOptions;
+using posbias::ClampedBuckets;
 using posbias::Index;
 using posbias::OptionError;
 using posbias::ShapeError;
@@ -181,4 +182,28 @@ TEST_CASE("any max_distance that fits is accepted", "[bucketing]") {
       CHECK(first_difference(buckets, options, -relative - 1, -relative + 1) == "");
     }
   }
+}
+
+TEST_CASE("clamped buckets are positions from the middle on, the ends for all beyond", "[bucketing]") {
+  const auto clamped = [](Index num_buckets, std::initializer_list<std::int64_t> relative) {
+    const ClampedBuckets buckets("test", num_buckets);
+    std::vector<Index> result;
+    for (const std::int64_t r : relative) result.push_back(buckets(r));
+    return result;
+  };
+  CHECK(clamped(7, {-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5}) == std::vector<Index>{0, 0, 0, 1, 2, 3, 4, 5, 6, 6, 6});
+  // Of an even number one more lies before.
+  CHECK(clamped(6, {-4, -3, -2, -1, 0, 1, 2, 3}) == std::vector<Index>{0, 0, 1, 2, 3, 4, 5, 5});
+  CHECK(clamped(1, {lowest, -1, 0, 1, highest}) == std::vector<Index>{0, 0, 0, 0, 0});
+  CHECK(clamped(2, {lowest, -2, -1, 0, 1, highest}) == std::vector<Index>{0, 0, 0, 1, 1, 1});
+  CHECK(clamped(100, {lowest, lowest + 1, highest - 1, highest}) == std::vector<Index>{0, 0, 99, 99});
+  constexpr Index many = (Index{1} << 31) - 65;
+  CHECK(clamped(many, {lowest, -many / 2, 0, many, highest}) == std::vector<Index>{0, 0, many / 2, many - 1, many - 1});
+
+  const auto message = [](Index num_buckets) {
+    return message_of<OptionError>([&] { ClampedBuckets("M", num_buckets); });
+  };
+  CHECK(message(0) == "M: num_buckets = 0; at least 1 is needed");
+  CHECK(message(-4) == "M: num_buckets = -4; at least 1 is needed");
+  CHECK(message(1) == "<nothing thrown>");
 }

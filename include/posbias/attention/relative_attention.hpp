@@ -68,7 +68,7 @@ struct RelativeAttentionOptions {
 struct RelativeAttentionCall {
   /// True where a query may attend: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, n_heads). Masked keys have logits of
   /// -10000 in the softmax, so that a query whose keys are all masked attends to all alike; logits are returned as they
-  /// were before. Default: all true.
+  /// were before. Here and below B, *, L1 and heads may be 1 for all. Default: all true.
   OptionalTensor<bool> mask{};
   /// Relative positions, or else the positions of queries and keys for each coordinate; tokens without a position have no
   /// positional terms. Default: none, and no positional terms at all.
@@ -76,11 +76,13 @@ struct RelativeAttentionCall {
   std::vector<PairPositions> positions{};
   /// True where a pair has no positional terms.
   PairFlags no_position_mask{};
-  /// Numbers to add to logits (B, *, L1, L2, heads); B, * and L1 may be 1 for all.
+  /// Numbers to add to logits: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads). Their gradient is that of the logits,
+  /// to be summed where one stands for many.
   OptionalTensor<float, double> base_attn{};
-  /// Of dropout: the same seed drops the same weights, in backward too. 0, for inference, drops none.
+  /// Of dropout: the same seed drops the weights at the same places, in backward too, and in another layer. 0, for
+  /// inference, drops none.
   std::uint64_t seed = 0;
-  Executor executor{};
+  Executor executor{};  ///< who runs the tasks; default that of `positions`
 };
 
 /// What `RelativeAttention` returns.
@@ -146,9 +148,9 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   /// Pooled values and logits, in the layout of the queries. Cost: the projections; 2·H multiplications and additions for
   /// each head and pair, and as many for each token and position of the table, for queries and for keys; a look-up or two
   /// for each head, pair and coordinate. Memory: the projected table, and for some batch entries at a time projected keys
-  /// and values and the products of keys with the table. Bitwise the same for any number of threads, for some of the batch
-  /// and, without dropout, which goes by a query's place, for some of the queries. Throws ShapeError, OptionError,
-  /// PositionError.
+  /// and values and the products of keys with the table. Bitwise the same for any number of threads and, without dropout,
+  /// which goes by the place in the call, for some of the queries or of the batch by themselves. Throws ShapeError,
+  /// OptionError, PositionError.
   template <TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K, TensorOf<Scalar, 2> V>
   [[nodiscard]] Result<Q> operator()(const Q& queries, const K& keys, const V& values, const Call& call = {}) const {
     constexpr int rank = detail::Traits<Q>::rank;
@@ -310,28 +312,27 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     if (!located && !options_.mode.contains(c2c))
       reject("no relative positions are given; mode has no term that can do without");
 
-    const Index L1 = queries.shape[0], L2 = keys.shape[0];
-    std::optional<detail::RelativeIndex> index;
-    if (located)
-      index.emplace(
-          name, hook, call.relative_positions, call.positions, call.no_position_mask,
-          typename detail::RelativeIndex::Sizes{queries.leading, L1, L2, options_.n_coordinates, options_.n_positions});
-    Views views{this->parameters_,
-                heads(),
-                options_.n_additional_heads,
-                options_.mode.contains(c2c),
-                located && options_.mode.contains(c2p),
-                located && options_.mode.contains(p2c),
-                queries,
-                keys,
-                values,
-                std::nullopt,
-                std::nullopt,
-                std::nullopt,
-                std::nullopt,
-                detail::Dropout(options_.dropout_p, call.seed),
-                call.executor};
-    if (views.c2p || views.p2c) views.index = std::move(index);
+    Views views{.parameters = this->parameters_,
+                .heads = heads(),
+                .additional_heads = options_.n_additional_heads,
+                .c2c = options_.mode.contains(c2c),
+                .c2p = located && options_.mode.contains(c2p),
+                .p2c = located && options_.mode.contains(p2c),
+                .queries = queries,
+                .keys = keys,
+                .values = values,
+                .dropout = detail::Dropout(options_.dropout_p, call.seed),
+                .executor = call.executor};
+    for (const PairPositions& at : call.positions)
+      if (views.executor.serial()) views.executor = at.executor;
+    const auto disabled =
+        detail::fit_pairs(name, hook, call.no_position_mask, queries.leading, queries.shape[0], keys.shape[0]);
+    if (located) {
+      detail::RelativeIndex index(
+          name, hook, call.relative_positions, call.positions, disabled,
+          {queries.leading, queries.shape[0], keys.shape[0], options_.n_coordinates, options_.n_positions});
+      if (views.c2p || views.p2c) views.index = std::move(index);
+    }
     adopt(hook, call, views);
     return views;
   }
@@ -384,10 +385,24 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
       apart_from(gradients.grad_pooled);
       apart_from(gradients.logits);
     };
-    check_apart_from_inputs("grad_queries", gradients.queries);
-    check_apart_from_inputs("grad_keys", gradients.keys);
-    if (gradients.values) check_apart_from_inputs("grad_values", *gradients.values);
+    const auto check_gradient_apart = [&](std::string_view argument, const auto& written) {
+      check_apart_from_inputs(argument, written);
+      if (gradients.grad_logits) check_writable(hook, argument, written, call, *gradients.grad_logits);
+    };
+    check_gradient_apart("grad_queries", gradients.queries);
+    check_gradient_apart("grad_keys", gradients.keys);
+    if (gradients.values) check_gradient_apart("grad_values", *gradients.values);
     if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
+    const auto check_one_or_apart = [&](std::string_view argument, const auto& written, const auto& other) {
+      const auto one = written.memory(), another = other.memory();
+      const bool same = one.data() == another.data() && one.size() == another.size();
+      if (!same) detail::check_apart(name, hook, argument, written, other);
+    };
+    check_one_or_apart("grad_queries", gradients.queries, gradients.keys);
+    if (gradients.values) {
+      check_one_or_apart("grad_queries", gradients.queries, *gradients.values);
+      check_one_or_apart("grad_keys", gradients.keys, *gradients.values);
+    }
     detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
   }
 
@@ -399,7 +414,9 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   /// The options with defaults filled in. Throws OptionError.
   static Options completed(Options o) {
     const auto require = [](std::string_view option, Index value, Index least) {
+      constexpr Index most = std::numeric_limits<std::int32_t>::max();  // so that no product of two overflows
       if (value < least) reject_option(option, " = ", value, "; it must be at least ", least);
+      if (value > most) reject_option(option, " = ", value, "; it must be at most ", most);
     };
     const auto fill = [&](std::string_view option, Index& value, Index otherwise) {
       require(option, value, 0);
@@ -426,8 +443,6 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
         reject_option("position_size = ", o.position_size, "; there is no table: n_positions = 0");
       if (!o.mode.contains(c2c)) reject_option("mode has no term that can be computed: no c2c, and n_positions = 0");
     } else {
-      constexpr Index most = std::numeric_limits<detail::RelativeIndex::Row>::max() - 64;
-      if (o.n_positions > most) reject_option("n_positions = ", o.n_positions, "; at most ", most, " are possible");
       if (!o.mode.contains(c2c) && !o.mode.contains(c2p) && !o.mode.contains(p2c)) reject_option("mode has no term");
       fill("position_size", o.position_size, o.size);
       divides("n_coordinates", o.n_coordinates, "position_size", o.position_size);

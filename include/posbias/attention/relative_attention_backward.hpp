@@ -127,7 +127,7 @@ class RelativeAttentionBackward {
       pass_.project_queries(n, first, count, h_, q_.data());
       std::fill_n(grad_q_.data(), count * pass_.width, Scalar(0));
       if (call_.c2c) {
-        multiply<Sum::fresh>(count, pass_.H, pass_.keys, grad_logits, k_by_key_, grad_q_.data(), pass_.width);
+        pass_.multiply_by_keys(count, pass_.H, grad_logits_.data(), k_by_key_, grad_q_.data());
         multiply<Sum::added>(pass_.keys, pass_.H, count, grad_logits.transposed(),
                              pack(Factor<Scalar>{q_.data(), pass_.width, 1}, count, pass_.H, packed_q_.data()),
                              grad_k_.data(), pass_.width);
@@ -157,7 +157,7 @@ class RelativeAttentionBackward {
     void find_gradient(Index n, Index first, Index count) {
       std::fill_n(grad_logits_.data(), count * pass_.key_width, Scalar(0));
       if (call_.pools(h_)) through_softmax(n, first, count);
-      double& bias = to_.grad_head_bias_[static_cast<std::size_t>(h_)];
+      double bias = 0;
       for (Index i = 0; i < count; ++i) {
         Scalar* row = grad_logits_.data() + i * pass_.key_width;
         if (gradients_.grad_logits)
@@ -166,6 +166,7 @@ class RelativeAttentionBackward {
           for_each_logit(*gradients_.grad_base, n, first + i, [&](Index j, Scalar& total) { total = row[j]; });
         for (Index j = 0; j < pass_.keys; ++j) bias += static_cast<double>(row[j]);
       }
+      to_.grad_head_bias_[static_cast<std::size_t>(h_)] += bias;
     }
 
     void through_softmax(Index n, Index first, Index count) {
@@ -186,8 +187,11 @@ class RelativeAttentionBackward {
         const Scalar part = pass_.weigh(n, first + i, h_, row);
         weights *= part;
         pass_.drop(n, first + i, h_, grad.data());
-        const Scalar mean = (weights * grad).sum();
-        grad = weights * (grad - mean);
+        double mean = 0;
+        pass_.for_each_key_block([&](Index first_key, Index keys) {
+          mean += static_cast<double>((weights.segment(first_key, keys) * grad.segment(first_key, keys)).sum());
+        });
+        grad = weights * (grad - static_cast<Scalar>(mean));
         pass_.for_each_masked(n, first + i, h_, [&](Index j) { grad[j] = 0; });
         pass_.drop(n, first + i, h_, row);
       }

@@ -140,8 +140,7 @@ class RelativeAttentionForward {
       parts.data()[i] = pass_.weigh(n, first + i, h, row);
       pass_.drop(n, first + i, h, row);
     }
-    multiply<Sum::fresh>(count, pass_.Hv, pass_.keys, Factor<Scalar>{tile.data(), pass_.key_width, 1}, keys.v,
-                         out.data(), pass_.value_width);
+    pass_.multiply_by_keys(count, pass_.Hv, tile.data(), keys.v, out.data());
     const Index feature = (h - call_.additional_heads) * pass_.Hv;
     for (Index i = 0; i < count; ++i) {
       Scalar* to = pooled_.batch(n) + (first + i) * pooled_.strides[0] + feature * pooled_.strides[1];

@@ -34,12 +34,12 @@ struct RelativeAttentionViews {
   bool c2c, c2p, p2c;             // the terms of this call
   TensorView<const Scalar, 2> queries, keys;
   std::optional<TensorView<const Scalar, 2>> values;  // none: nothing is pooled
-  std::optional<RelativeIndex> index;                 // if c2p or p2c
-  std::optional<TensorView<const bool, 3>> mask;      // (L1, L2, pooled heads)
-  std::optional<TensorView<const float, 3>> base_float;
-  std::optional<TensorView<const double, 3>> base_double;  // (L1, L2, heads)
   Dropout dropout;
   Executor executor;
+  std::optional<RelativeIndex> index{};             // if c2p or p2c
+  std::optional<TensorView<const bool, 3>> mask{};  // (L1, L2, pooled heads)
+  std::optional<TensorView<const float, 3>> base_float{};
+  std::optional<TensorView<const double, 3>> base_double{};  // (L1, L2, heads)
 
   [[nodiscard]] Index head_size() const { return parameters.key.outputs() / heads; }
   [[nodiscard]] Index pooled_heads() const { return heads - additional_heads; }
@@ -99,14 +99,34 @@ class RelativeAttentionPass {
     Lane<Scalar> most = Lane<Scalar>::Constant(-infinity);
     for (Index j = 0; j < key_width; j += lanes<Scalar>) most = most.max(Values(row + j));
     const Scalar top = most.maxCoeff(), reference = top == -infinity ? Scalar(0) : top;
-    Lane<Scalar> sums = Lane<Scalar>::Zero();
-    for (Index j = 0; j < key_width; j += lanes<Scalar>) {
-      const Lane<Scalar> weight = exponential_(Values(row + j) - reference);
-      Values(row + j) = weight;
-      sums += weight;
-    }
-    const auto sum = static_cast<double>(sums.sum());
+    double sum = 0;
+    for_each_key_block([&](Index first, Index count) {
+      Lane<Scalar> sums = Lane<Scalar>::Zero();
+      for (Index j = first; j < first + whole_lanes<Scalar>(count); j += lanes<Scalar>) {
+        const Lane<Scalar> weight = exponential_(Values(row + j) - reference);
+        Values(row + j) = weight;
+        sums += weight;
+      }
+      sum += static_cast<double>(sums.sum());
+    });
     return sum == 0 ? Scalar(0) : static_cast<Scalar>(1 / sum);
+  }
+
+  /// Calls `visit(first key, keys)` for the blocks of keys that are summed by themselves: long sums lose less.
+  template <class Visit>
+  void for_each_key_block(const Visit& visit) const {
+    constexpr Index most = 256;
+    for (Index first = 0; first < keys; first += most) visit(first, std::min(most, keys - first));
+  }
+
+  /// product (rows, features in whole lanes) = a (rows, keys), its rows `key_width` apart, · b (keys, features).
+  void multiply_by_keys(Index rows, Index features, const Scalar* a, const Panels<Scalar>& b, Scalar* product) const {
+    const Index product_width = whole_lanes<Scalar>(features);
+    std::fill_n(product, rows * product_width, Scalar(0));
+    for_each_key_block([&](Index first, Index count) {
+      multiply<Sum::added>(rows, features, count, Factor<Scalar>{a + first, key_width, 1}, b.from(first, 0), product,
+                           product_width);
+    });
   }
 
   /// Calls `visit(j)` for the keys that a query may not attend to.

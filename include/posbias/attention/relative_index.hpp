@@ -28,6 +28,23 @@ using PairFlags = OptionalTensor<bool>;
 
 namespace detail {
 
+/// Flags of pairs, if there are any, as (L1, L2). Throws ShapeError.
+inline std::optional<TensorView<const bool, 2>> fit_pairs(std::string_view module, std::string_view hook,
+                                                          const PairFlags& flags, const Leading& leading, Index queries,
+                                                          Index keys) {
+  std::optional<TensorView<const bool, 2>> result;
+  flags.visit([&](const TensorView<const bool, 0>& entries) {
+    result.emplace();
+    result->leading = leading;
+    result->shape = {queries, keys};
+    if (!broadcast(entries, {true, false}, *result))
+      fail<ShapeError>(module, "::", hook, ": no_position_mask has shape ", entries.leading.shape(),
+                       "; (B, *, L1, L2) is needed, with B, * = ", leading.shape(), ", L1 = ", queries,
+                       ", L2 = ", keys);
+  });
+  return result;
+}
+
 /// Rows [begin, end) of a table.
 struct TableRange {
   Index begin = std::numeric_limits<Index>::max(), end = 0;
@@ -52,6 +69,8 @@ class RelativeIndex {
   /// Queries, and keys, are taken so many at a time: neighbours read much the same rows.
   static constexpr Index together = 32;
 
+  using Pairs = TensorView<const bool, 2>;
+
   struct Sizes {
     Leading leading;
     Index queries, keys, coordinates, positions;
@@ -60,21 +79,12 @@ class RelativeIndex {
   /// From relative positions if they are given, or else from the positions of queries and keys, for each coordinate;
   /// `disabled` pairs have none. Throws ShapeError, PositionError.
   RelativeIndex(std::string_view module, std::string_view hook, const RelativePositions& relative,
-                const std::vector<PairPositions>& positions, const PairFlags& disabled, const Sizes& sizes)
-      : sizes_(sizes), buckets_(module, sizes.positions) {
+                const std::vector<PairPositions>& positions, const std::optional<Pairs>& disabled, const Sizes& sizes)
+      : sizes_(sizes), buckets_(module, sizes.positions), disabled_(disabled) {
     if (relative.given())
       relative.visit([&](const auto& entries) { adopt(module, hook, entries); });
     else
       locate(module, hook, positions);
-    disabled.visit([&](const TensorView<const bool, 0>& flags) {
-      disabled_.emplace();
-      disabled_->leading = sizes.leading;
-      disabled_->shape = {sizes.queries, sizes.keys};
-      if (!broadcast(flags, {true, false}, *disabled_))
-        fail<ShapeError>(module, "::", hook, ": no_position_mask has shape ", flags.leading.shape(),
-                         "; (B, *, L1, L2) is needed, with B, * = ", sizes.leading.shape(), ", L1 = ", sizes.queries,
-                         ", L2 = ", sizes.keys);
-    });
   }
 
   /// What up to `together` queries read.
@@ -181,7 +191,7 @@ class RelativeIndex {
   ClampedBuckets buckets_;
   std::variant<Located, Given<int>, Given<long>, Given<long long>> source_;
   Index first_query_ = 0, first_key_ = 0;  // with a position in every coordinate
-  std::optional<TensorView<const bool, 2>> disabled_;
+  std::optional<Pairs> disabled_;
 };
 
 }  // namespace detail

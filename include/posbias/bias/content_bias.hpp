@@ -18,6 +18,7 @@ namespace posbias {
 ///   - `static constexpr std::string_view name`, and `head_dim_option`, what it calls the features of a head;
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `static constexpr bool integers_only`, if positions must be integers;
+///   - `static constexpr bool looks_at_keys`: whether k has a gradient;
 ///   - `Prepared prepared(const Q& q, const K& k, PairLocations) const`: the bias at given positions, ready for tiles (see
 ///     `Module::prepare`); it may refer to the module, to q and to k.
 template <class Derived, class Scalar_, class Parameters>
@@ -103,6 +104,7 @@ class ContentBias : public Module<Derived, Parameters> {
                                       const K& k, const V& v, const PairPositions& at) const {
     const detail::AttentionShape shape = check_queries(hook, q, k, v);
     detail::check_mask_fits(Derived::name, hook, argument, mask, q, k, v);
+    detail::check_apart(Derived::name, hook, argument, mask, q, k, v);
     return locations(hook, shape, at);
   }
 
@@ -114,6 +116,8 @@ class ContentBias : public Module<Derived, Parameters> {
     PairLocations result = checked(hook, "grad_mask", grad_mask, q, k, v, at);
     detail::check_gradient_shapes(Derived::name, hook, grad_q, grad_k, grad_v, q, k, v);
     this->check_gradients(hook, grads);
+    detail::check_apart(Derived::name, hook, "grad_q", grad_q, grad_mask, q, k);
+    if constexpr (Derived::looks_at_keys) detail::check_apart(Derived::name, hook, "grad_k", grad_k, grad_mask, q, k);
     return result;
   }
 };

@@ -209,15 +209,16 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
   using Options = DisentangledBiasOptions;
   using Prepared = PreparedDisentangledBias<Scalar>;
   static constexpr std::string_view name = "DisentangledBias", head_dim_option = "head_dim";
-  static constexpr bool integers_only = true;
+  static constexpr bool integers_only = true, looks_at_keys = true;
 
   /// Throws OptionError.
   explicit DisentangledBias(const Options& options, std::uint64_t seed = 0) : options_(options) {
+    constexpr Index most = std::numeric_limits<std::int32_t>::max();  // so that no product of two overflows
     for (const auto& [option, value] : {std::pair("n_heads", options.n_heads), std::pair("head_dim", options.head_dim),
                                         std::pair("n_positions", options.n_positions)})
-      if (value < 1)
+      if (value < 1 || value > most)
         detail::fail<OptionError>(name, ": ", std::string_view(option), " = ", value,
-                                  "; it is required, and must be positive");
+                                  "; it is required, and must be positive and at most ", most);
     const Index dim = options.n_heads * options.head_dim;
     if (options.position_size < 0)
       detail::fail<OptionError>(name, ": position_size = ", options.position_size, "; it must not be negative");

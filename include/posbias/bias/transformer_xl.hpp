@@ -85,6 +85,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   using typename Base::Gradients;
   using Prepared = PreparedQueryBias<TransformerXL>;
   static constexpr std::string_view name = "TransformerXL", head_dim_option = "dim / n_heads";
+  static constexpr bool looks_at_keys = false;
   static constexpr QKVChanges changes{.k = false, .v = false};
 
   /// Throws OptionError.
