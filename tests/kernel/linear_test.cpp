@@ -196,14 +196,14 @@ TEST_CASE("groups of features are projected apart, forward and backward", "[line
               of_x[static_cast<std::size_t>(i * groups * inputs + feature)] += gradient * linear.weight(g, d, o);
             }
           }
-      linear.apply(x, y.data());
+      linear.apply(x, 0, rows, y.data(), {});
       check_near(y, expected, 1e-15);
-      linear.backward(x, grad_y.data(), grads, &grad_x);
+      linear.backward(x, 0, rows, grad_y.data(), grads, &grad_x, {});
       check_near(grads.weight, of_weight, 1e-15);
       check_near(grads.bias, of_bias, 1e-15);
       check_near(grad_x, of_x, 1e-15);
       const auto again = grad_x;
-      linear.backward(x, grad_y.data(), grads, nullptr);  // x is constant
+      linear.backward(x, 0, rows, grad_y.data(), grads, nullptr, {});  // x is constant
       CHECK(values(grad_x) == values(again));
     }
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "posbias/attention/relative_index.hpp"
+#include "posbias/core/executor.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/relative_position_table.hpp"
 #include "posbias/kernel/workspace.hpp"
@@ -39,41 +40,50 @@ class PositionScores {
   using Window = ScoreWindow<Scalar>;
   enum class For { forward, backward };
 
-  PositionScores(const RelativePositionTable<Scalar>& table, bool to_queries, Index heads, Scalar scale, For what)
-      : positions_(table.positions()),
+  /// Of the rows that are `read`.
+  PositionScores(const RelativePositionTable<Scalar>& table, bool to_queries, Index heads, const TableRange& read,
+                 Scalar scale, For what, const Executor& executor)
+      : all_(read),
+        positions_(std::min(all_.width, table.positions() - all_.begin)),
         outputs_(table.outputs()),
         heads_(heads),
         features_(outputs_ / (table.key.groups() * heads)),
         scale_(scale) {
     Workspace<Scalar> projected(positions_ * outputs_);
-    table.project(to_queries, projected.data());
-    std::for_each_n(projected.data(), positions_ * outputs_, [&](Scalar& value) { value *= scale; });
+    table.project(to_queries, all_.begin, positions_, projected.data(), executor);
     const Index size = std::max(packed_size<Scalar>(features_, positions_), packed_size<Scalar>(positions_, features_));
-    memory_.make_room(outputs_ / features_ * size);
-    for (Index m = 0; m < outputs_ / features_; ++m) {
+    const Index matrices = outputs_ / features_;
+    memory_.make_room(matrices * size);
+    packed_.resize(static_cast<std::size_t>(matrices));
+    executor.parallel_for(matrices, [&](Index m) {
       const Factor<Scalar> matrix{projected.data() + m * features_, outputs_, 1};  // (positions, features)
       Scalar* to = memory_.data() + m * size;
-      packed_.push_back(what == For::forward ? pack(matrix.transposed(), features_, positions_, to)
-                                             : pack(matrix, positions_, features_, to));
-    }
+      packed_[static_cast<std::size_t>(m)] = what == For::forward ? pack(matrix.transposed(), features_, positions_, to)
+                                                                  : pack(matrix, positions_, features_, to);
+      std::for_each_n(to, size, [&](Scalar& value) { value *= scale; });
+    });
   }
+
+  /// The rows of the table that there are.
+  [[nodiscard]] Index first() const { return all_.begin; }
+  [[nodiscard]] Index positions() const { return positions_; }
 
   /// scores (tokens, window's width) = of content (tokens, H) of a head, its rows `stride` apart, for one coordinate.
   void score(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens, const Window& window,
              Scalar* scores) const {
     multiply<Sum::fresh>(tokens, window.width, features_, features_of(content, stride, coordinate),
-                         packed_[number(head, coordinate)].from(0, window.begin), scores, window.width);
+                         packed_[number(head, coordinate)].from(0, window.begin - first()), scores, window.width);
   }
 
-  /// Adjoint of `score`: adds to grad_content, and to grad_table (positions, outputs), of which no other head or
+  /// Adjoint of `score`: adds to grad_content, and to grad_table (positions(), outputs), of which no other head or
   /// coordinate touches the same entries.
   void score_backward(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens,
                       const Window& window, const Scalar* grad_scores, Scalar* grad_content, double* grad_table) const {
-    const Index positions = std::min(window.width, positions_ - window.begin);
+    const Index first_row = window.begin - first(), positions = std::min(window.width, positions_ - first_row);
     const Index columns = whole_lanes<Scalar>(features_);
     Workspace<Scalar> product(std::max(tokens, positions) * columns), packed(packed_size<Scalar>(tokens, features_));
     multiply<Sum::fresh>(tokens, features_, positions, Factor<Scalar>{grad_scores, window.width, 1},
-                         packed_[number(head, coordinate)].from(window.begin, 0), product.data(), columns);
+                         packed_[number(head, coordinate)].from(first_row, 0), product.data(), columns);
     for (Index i = 0; i < tokens; ++i)
       for (Index d = 0; d < features_; ++d)
         grad_content[i * stride + coordinate * features_ + d] += product.data()[i * columns + d];
@@ -81,7 +91,7 @@ class PositionScores {
     multiply<Sum::fresh>(positions, features_, tokens, Factor<Scalar>{grad_scores, 1, window.width},
                          pack(features_of(content, stride, coordinate), tokens, features_, packed.data()),
                          product.data(), columns);
-    double* to = grad_table + window.begin * outputs_ + static_cast<Index>(number(head, coordinate)) * features_;
+    double* to = grad_table + first_row * outputs_ + static_cast<Index>(number(head, coordinate)) * features_;
     for (Index p = 0; p < positions; ++p)
       for (Index d = 0; d < features_; ++d)
         to[p * outputs_ + d] += static_cast<double>(scale_ * product.data()[p * columns + d]);
@@ -95,6 +105,7 @@ class PositionScores {
     return {content + coordinate * features_, stride, 1};
   }
 
+  Window all_;                                    // what is read by any token
   Index positions_, outputs_, heads_, features_;  // features of a head and coordinate
   Scalar scale_;
   Workspace<Scalar> memory_;
@@ -130,24 +141,32 @@ struct ScoreRows {
   }
 };
 
-/// Scores of all keys of a head, or their gradients: `RelativeIndex::together` keys of a coordinate have a window in common.
+/// Scores of all keys of a head, or their gradients. Blocks of keys have a window in common: `RelativeIndex::together`
+/// keys, or each key one of its own, where it is read by few queries that are far apart.
 template <class Scalar>
 class KeyScores {
  public:
-  /// Scores of 0, for ranges as `RelativeIndex::ranges_of_keys` returns them.
-  void lay_out(const std::vector<TableRange>& ranges) {
-    windows_.clear();
+  /// Where scores go, for ranges (coordinates, keys).
+  void lay_out(const std::vector<TableRange>& ranges, Index keys) {
+    constexpr Index worth = 4;  // a token by itself is multiplied so much slower
+    const Index apart = find_windows(ranges, keys, 1);
+    if (find_windows(ranges, keys, RelativeIndex::together) > worth * apart) find_windows(ranges, keys, 1);
     Index size = 0;
-    for (const TableRange& range : ranges) size += together * windows_.emplace_back(range).width;
+    for (const Window& window : windows_) size += together_ * window.width;
     memory_.make_room(size);
-    std::fill_n(memory_.data(), size, Scalar(0));
     rows_.clear();
     Scalar* next = memory_.data();
     for (const Window& window : windows_) {
       rows_.push_back({next, window.width, window.begin});
-      next += together * window.width;
+      next += together_ * window.width;
     }
+    size_ = size;
   }
+
+  void set_zero() { std::fill_n(memory_.data(), size_, Scalar(0)); }
+
+  /// How many keys have a window in common.
+  [[nodiscard]] Index together() const { return together_; }
 
   /// Of each coordinate and block of keys; none, if no scores of keys are read.
   [[nodiscard]] const std::vector<ScoreRows<Scalar>>& rows() const { return rows_; }
@@ -170,18 +189,33 @@ class KeyScores {
 
  private:
   using Window = ScoreWindow<Scalar>;
-  static constexpr Index together = RelativeIndex::together;
+
+  /// Finds the windows of so many keys together; returns how many scores they have.
+  Index find_windows(const std::vector<TableRange>& ranges, Index keys, Index together) {
+    together_ = together;
+    windows_.clear();
+    Index scores = 0;
+    for (Index first = 0; first < std::ssize(ranges); first += keys)  // of a coordinate
+      for (Index key = 0; key < keys; key += together) {
+        TableRange range;
+        for (Index j = key; j < std::min(key + together, keys); ++j)
+          range.add(ranges[static_cast<std::size_t>(first + j)]);
+        scores += together * windows_.emplace_back(range).width;
+      }
+    return scores;
+  }
 
   template <class Visit>
   void for_each_block(Index keys, const Visit& visit) const {
-    const Index blocks = (keys + together - 1) / together;
+    const Index together = together_, blocks = (keys + together - 1) / together;
     for (std::size_t b = 0; b < windows_.size(); ++b) {
       const Index coordinate = static_cast<Index>(b) / blocks, key = static_cast<Index>(b) % blocks * together;
       visit(coordinate, key, std::min(together, keys - key), windows_[b], rows_[b].data);
     }
   }
 
-  std::vector<Window> windows_;
+  Index together_ = RelativeIndex::together, size_ = 0;
+  std::vector<Window> windows_;  // (coordinates, blocks of keys)
   std::vector<ScoreRows<Scalar>> rows_;
   Workspace<Scalar> memory_;
 };

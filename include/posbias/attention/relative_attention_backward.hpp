@@ -44,8 +44,8 @@ class RelativeAttentionBackward {
     zeros(grad_q_, batches * pass_.queries, parameters.key.outputs());
     zeros(grad_k_, batches * pass_.keys, parameters.key.outputs());
     if (call.values) zeros(grad_v_, batches * pass_.keys, parameters.value->outputs());
-    if (call.c2p) zeros(grad_key_table_, parameters.table->positions(), parameters.table->outputs());
-    if (call.p2c) zeros(grad_query_table_, parameters.table->positions(), parameters.table->outputs());
+    if (call.c2p) zeros(grad_key_table_, pass_.of_queries->positions(), parameters.table->outputs());
+    if (call.p2c) zeros(grad_query_table_, pass_.of_keys->positions(), parameters.table->outputs());
     zeros(grad_head_bias_, call.heads, 1);
   }
 
@@ -61,8 +61,12 @@ class RelativeAttentionBackward {
     linear_backward(parameters.key, call_.keys, grad_k_.data(), gradients_.keys, grads.key, executor);
     if (call_.values)
       linear_backward(*parameters.value, *call_.values, grad_v_.data(), *gradients_.values, *grads.value, executor);
-    if (call_.c2p) parameters.table->project_backward(false, grad_key_table_.data(), *grads.table);
-    if (call_.p2c) parameters.table->project_backward(true, grad_query_table_.data(), *grads.table);
+    const auto of_table = [&](bool to_queries, const auto& scores, const std::vector<double>& gradient) {
+      parameters.table->project_backward(to_queries, scores.first(), scores.positions(), gradient.data(), *grads.table,
+                                         executor);
+    };
+    if (call_.c2p) of_table(false, *pass_.of_queries, grad_key_table_);
+    if (call_.p2c) of_table(true, *pass_.of_keys, grad_query_table_);
     for (Index h = 0; grads.bias && h < call_.heads; ++h)
       (*grads.bias)(h) += static_cast<Scalar>(grad_head_bias_[static_cast<std::size_t>(h)]);
   }
@@ -118,7 +122,10 @@ class RelativeAttentionBackward {
       pass_.project_keys(n, h_, k_.data());
       k_by_key_ = pack(Factor<Scalar>{k_.data(), pass_.width, 1}, pass_.keys, pass_.H, packed_k_.data());
       std::fill_n(grad_k_.data(), pass_.keys * pass_.width, Scalar(0));
-      grad_key_scores_.lay_out(pass_.ranges_of_keys(n));
+      if (call_.p2c) {
+        grad_key_scores_.lay_out(pass_.ranges_of_keys[static_cast<std::size_t>(n)], pass_.keys);
+        grad_key_scores_.set_zero();
+      }
     }
 
     void add_queries(Index n, Index first, Index count) {
@@ -231,7 +238,7 @@ class RelativeAttentionBackward {
   const RelativeAttentionViews<Scalar>& call_;
   const RelativeAttentionGradientViews<Scalar>& gradients_;
   std::vector<Scalar> grad_q_, grad_k_, grad_v_;           // (B·L, outputs), of what was projected
-  std::vector<double> grad_key_table_, grad_query_table_;  // (positions, outputs)
+  std::vector<double> grad_key_table_, grad_query_table_;  // (positions read, outputs)
   std::vector<double> grad_head_bias_;
 };
 

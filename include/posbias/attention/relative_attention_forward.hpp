@@ -34,14 +34,10 @@ class RelativeAttentionForward {
     const Index entries =
         std::clamp<Index>(most_values / std::max<Index>(heads * most_of_head(), 1), 1, std::max<Index>(batches, 1));
     std::vector<KeyHead> key_heads(at(entries * heads));
-    std::vector<std::vector<TableRange>> ranges(at(entries));
     for (Index first = 0; first < batches; first += entries) {
       const Index count = std::min(entries, batches - first);
-      call_.executor.parallel_for(count, [&](Index n) { ranges[at(n)] = pass_.ranges_of_keys(first + n); });
-      call_.executor.parallel_for(count * heads, [&](Index task) {
-        const Index n = task / heads;
-        fill(key_heads[at(task)], first + n, task % heads, ranges[at(n)]);
-      });
+      call_.executor.parallel_for(count * heads,
+                                  [&](Index task) { fill(key_heads[at(task)], first + task / heads, task % heads); });
       call_.executor.parallel_for(count * blocks, [&](Index task) {
         const Index n = task / blocks, query = task % blocks * together;
         attend(&key_heads[at(n * heads)], first + n, query, std::min(together, pass_.queries - query));
@@ -67,16 +63,17 @@ class RelativeAttentionForward {
     return pass_.key_width * pass_.H + pass_.keys * (pass_.value_width + scores);
   }
 
-  /// `ranges` as `RelativeIndex::ranges_of_keys` returns them.
-  void fill(KeyHead& head, Index n, Index h, const std::vector<TableRange>& ranges) const {
+  void fill(KeyHead& head, Index n, Index h) const {
     Workspace<Scalar> rows(pass_.keys * std::max(pass_.width, pass_.value_width));
     pass_.project_keys(n, h, rows.data());
     if (call_.c2c) {
       head.k_memory.make_room(packed_size<Scalar>(pass_.H, pass_.keys));
       head.k_by_feature = pack(Factor<Scalar>{rows.data(), 1, pass_.width}, pass_.H, pass_.keys, head.k_memory.data());
     }
-    head.scores.lay_out(ranges);
-    if (call_.p2c) head.scores.score(*pass_.of_keys, h, rows.data(), pass_.width, pass_.keys);
+    if (call_.p2c) {
+      head.scores.lay_out(pass_.ranges_of_keys[at(n)], pass_.keys);
+      head.scores.score(*pass_.of_keys, h, rows.data(), pass_.width, pass_.keys);
+    }
     if (!call_.pools(h)) return;
     pass_.project_values(n, h, rows.data());
     head.v_memory.make_room(packed_size<Scalar>(pass_.keys, pass_.Hv));

@@ -73,8 +73,19 @@ class RelativeAttentionPass {
         key_heads(views.parameters.key, views.heads) {
     const auto& parameters = call.parameters;
     if (call.values) value_heads.emplace(*parameters.value, call.pooled_heads());
-    if (call.c2p) of_queries.emplace(*parameters.table, false, call.heads, Scalar(1), what);  // queries are scaled
-    if (call.p2c) of_keys.emplace(*parameters.table, true, call.heads, scale, what);
+    if (!call.index) return;
+    ranges_of_keys.resize(static_cast<std::size_t>(call.queries.batches()));
+    call.executor.parallel_for(call.queries.batches(), [&](Index n) {
+      ranges_of_keys[static_cast<std::size_t>(n)] = call.index->ranges_of_keys(n);
+    });
+    TableRange read;
+    for (const auto& ranges : ranges_of_keys)
+      for (const TableRange& range : ranges) read.add(range);
+    const auto scores = [&](bool to_queries, Scalar factor) {
+      return Scores(*parameters.table, to_queries, call.heads, read, factor, what, call.executor);
+    };
+    if (call.c2p) of_queries.emplace(scores(false, 1));  // queries are scaled
+    if (call.p2c) of_keys.emplace(scores(true, scale));
   }
 
   /// Queries of a head, scaled: (count, width).
@@ -144,23 +155,19 @@ class RelativeAttentionPass {
     return call.index ? call.index->reads_of_queries(n, first, count) : Reads();
   }
 
-  /// Where scores of keys are read. Nowhere, if only the queries' are.
-  [[nodiscard]] std::vector<TableRange> ranges_of_keys(Index n) const {
-    return call.p2c ? call.index->ranges_of_keys(n) : std::vector<TableRange>();
-  }
-
   /// Calls `visit(block of keys, query, first key, keys, index)` for each block of keys and each of some queries, for one
   /// coordinate: a block by all queries, which read neighbouring scores, then the next.
   template <class Visit>
   void for_each_block(const Reads& reads, Index coordinate, Index count, const KeyScores<Scalar>& scores,
                       const Visit& visit) const {
+    const Index of_block = scores.together();
     const auto* index = reads.rows.data() + coordinate * count * keys;
-    auto block = static_cast<std::size_t>(coordinate * ((keys + together - 1) / together));
-    for (Index key = 0; key < keys; key += together, ++block, index += together) {
-      const Index next = std::min(together, keys - key - together);
+    auto block = static_cast<std::size_t>(coordinate * ((keys + of_block - 1) / of_block));
+    for (Index key = 0; key < keys; key += of_block, ++block, index += of_block) {
+      const Index next = std::min(of_block, keys - key - of_block);
       if (next > 0 && call.p2c)
-        scores.rows()[block + 1].prefetch(index + together, index + together + (count - 1) * keys, next);
-      for (Index i = 0; i < count; ++i) visit(block, i, key, std::min(together, keys - key), index + i * keys);
+        scores.rows()[block + 1].prefetch(index + of_block, index + of_block + (count - 1) * keys, next);
+      for (Index i = 0; i < count; ++i) visit(block, i, key, std::min(of_block, keys - key), index + i * keys);
     }
   }
 
@@ -185,7 +192,8 @@ class RelativeAttentionPass {
   const Scalar scale;                         // of each term
   const LinearHeads<Scalar> query_heads, key_heads;
   std::optional<LinearHeads<Scalar>> value_heads;
-  std::optional<Scores> of_queries, of_keys;  // c2p, p2c
+  std::vector<std::vector<TableRange>> ranges_of_keys;  // of each batch entry: (coordinates, keys)
+  std::optional<Scores> of_queries, of_keys;            // c2p, p2c
 
  private:
   Exponential<Scalar> exponential_;

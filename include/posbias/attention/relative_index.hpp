@@ -51,13 +51,11 @@ struct TableRange {
 
   [[nodiscard]] bool empty() const { return begin >= end; }
 
-  /// Grows to have some rows.
-  template <class Row>
-  void add(const Row* first, const Row* last) {
-    for (; first != last; ++first) {
-      begin = std::min<Index>(begin, *first);
-      end = std::max<Index>(end, *first + 1);
-    }
+  /// Grows to have a row, or a range.
+  void add(Index row) { add(TableRange{row, row + 1}); }
+  void add(const TableRange& other) {
+    begin = std::min(begin, other.begin);
+    end = std::max(end, other.end);
   }
 };
 
@@ -66,7 +64,7 @@ struct TableRange {
 class RelativeIndex {
  public:
   using Row = std::int32_t;
-  /// Queries, and keys, are taken so many at a time: neighbours read much the same rows.
+  /// Queries, and mostly keys, are taken so many at a time: neighbours read much the same rows.
   static constexpr Index together = 32;
 
   using Pairs = TensorView<const bool, 2>;
@@ -102,7 +100,7 @@ class RelativeIndex {
     for (TableRange& range : reads.ranges)
       for (Index i = first; i < first + count; ++i, row += sizes_.keys) {
         rows(n, i, &range - reads.ranges.data(), row);
-        range.add(row, row + sizes_.keys);
+        for (Index j = 0; j < sizes_.keys; ++j) range.add(row[j]);
       }
     if (disabled_ || first_key_ > 0 || first < first_query_) {
       reads.hidden.resize(size(count * sizes_.keys));
@@ -111,18 +109,20 @@ class RelativeIndex {
     return reads;
   }
 
-  /// What all queries read of `together` keys after another: (coordinates, blocks of keys).
+  /// What any query reads of each key of a batch entry: (coordinates, keys).
   [[nodiscard]] std::vector<TableRange> ranges_of_keys(Index n) const {
-    const Index blocks = (sizes_.keys + together - 1) / together;
-    std::vector<TableRange> ranges(size(sizes_.coordinates * blocks));
-    std::vector<Row> row(size(sizes_.keys));
-    for (Index x = 0; x < sizes_.coordinates; ++x)
+    std::vector<TableRange> ranges;
+    std::vector<Row> row(size(sizes_.keys)), least, most;
+    for (Index x = 0; x < sizes_.coordinates; ++x) {
+      least.assign(row.size(), std::numeric_limits<Row>::max());
+      most.assign(row.size(), -1);
       for (Index i = 0; i < sizes_.queries; ++i) {
         rows(n, i, x, row.data());
-        for (Index b = 0; b < blocks; ++b)
-          ranges[size(x * blocks + b)].add(row.data() + b * together,
-                                           row.data() + std::min((b + 1) * together, sizes_.keys));
+        for (std::size_t j = 0; j < row.size(); ++j) least[j] = std::min(least[j], row[j]);
+        for (std::size_t j = 0; j < row.size(); ++j) most[j] = std::max(most[j], row[j]);
       }
+      for (std::size_t j = 0; j < row.size(); ++j) ranges.push_back({least[j], Index{most[j]} + 1});
+    }
     return ranges;
   }
 

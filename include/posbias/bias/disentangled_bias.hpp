@@ -77,7 +77,7 @@ class DisentangledTerm {
         sign_(sign),
         buckets_("DisentangledBias", table.positions()),
         projected_(static_cast<std::size_t>(table.positions() * table.outputs())) {
-    table.project(to_queries, projected_.data());
+    table.project(to_queries, 0, table.positions(), projected_.data(), Executor());
   }
 
   [[nodiscard]] Index n_heads() const { return n_heads_; }
@@ -103,7 +103,8 @@ class DisentangledTerm {
   }
 
   void finish(const ProjectionSums& sums, const std::vector<double>& /*grad_offsets*/, Gradients& grads) const {
-    if (!sums.table.empty()) table_->project_backward(to_queries_, sums.table.data(), grads);
+    if (!sums.table.empty())
+      table_->project_backward(to_queries_, 0, table_->positions(), sums.table.data(), grads, Executor());
   }
 
  private:

@@ -87,42 +87,48 @@ class LinearHeads {
 };
 
 /// Adjoint of a linear map of x (B, *, L, inputs): adds to grad_x and to grads. grad_y is (B·L, outputs), row-major.
+/// Blocks of tokens do not end with a batch entry, so that many short ones cost no more than a long one.
 template <class Scalar>
 void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar, 2>& x, const Scalar* grad_y,
                      const TensorView<Scalar, 2>& grad_x, Linear<Scalar>& grads, const Executor& executor) {
   constexpr Index block = 64;
-  const Index inputs = linear.inputs(), outputs = linear.outputs(), tokens = x.shape[0];
+  const Index inputs = linear.inputs(), outputs = linear.outputs(), L = x.shape[0], tokens = x.batches() * L;
   const Index width = whole_lanes<Scalar>(inputs);
-  const Index blocks = (tokens + block - 1) / block;  // of a batch entry
+  const auto features_of = [L](const auto& tensor, Index token) {
+    return tensor.batch(token / L) + token % L * tensor.strides[0];
+  };
 
   Workspace<Scalar> packed(packed_size<Scalar>(outputs, inputs));
   const Panels<Scalar> weight = pack(Factor<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
-  executor.parallel_for(x.batches() * blocks, [&](Index task) {
-    const Index n = task / blocks, first = task % blocks * block, count = std::min(block, tokens - first);
+  executor.parallel_for((tokens + block - 1) / block, [&](Index task) {
+    const Index first = task * block, count = std::min(block, tokens - first);
     Workspace<Scalar> product(count * width);
-    multiply<Sum::fresh>(count, inputs, outputs, Factor<Scalar>{grad_y + (n * tokens + first) * outputs, outputs, 1},
-                         weight, product.data(), width);
-    Scalar* to = grad_x.batch(n) + first * grad_x.strides[0];
-    for (Index i = 0; i < count; ++i)
-      for (Index d = 0; d < inputs; ++d)
-        to[i * grad_x.strides[0] + d * grad_x.strides[1]] += product.data()[i * width + d];
+    multiply<Sum::fresh>(count, inputs, outputs, Factor<Scalar>{grad_y + first * outputs, outputs, 1}, weight,
+                         product.data(), width);
+    for (Index i = 0; i < count; ++i) {
+      Scalar* to = features_of(grad_x, first + i);
+      for (Index d = 0; d < inputs; ++d) to[d * grad_x.strides[1]] += product.data()[i * width + d];
+    }
   });
 
   executor.parallel_for((outputs + block - 1) / block, [&](Index task) {
     using Values = Eigen::ArrayX<Scalar>;
     const Index first_output = task * block, rows = std::min(block, outputs - first_output);
-    Workspace<Scalar> x_rows(packed_size<Scalar>(block, inputs)), product(rows * width);
+    Workspace<Scalar> x_rows(block * width), product(rows * width);
     Eigen::ArrayXd weight_sums = Eigen::ArrayXd::Zero(rows * width), bias_sums = Eigen::ArrayXd::Zero(rows);
-    for (Index n = 0; n < x.batches(); ++n)
-      for (Index first = 0; first < tokens; first += block) {
-        const Index count = std::min(block, tokens - first);
-        const Scalar* gradient = grad_y + (n * tokens + first) * outputs + first_output;
-        multiply<Sum::fresh>(rows, inputs, count, Factor<Scalar>{gradient, 1, outputs},
-                             pack(token_rows(x, n, first), count, inputs, x_rows.data()), product.data(), width);
-        weight_sums += Eigen::Map<const Values>(product.data(), rows * width).template cast<double>();
-        for (Index i = 0; i < count; ++i)
-          bias_sums += Eigen::Map<const Values>(gradient + i * outputs, rows).template cast<double>();
+    for (Index first = 0; first < tokens; first += block) {
+      const Index count = std::min(block, tokens - first);
+      for (Index i = 0; i < count; ++i) {
+        const Scalar* from = features_of(x, first + i);
+        for (Index d = 0; d < inputs; ++d) x_rows.data()[i * width + d] = from[d * x.strides[1]];
       }
+      const Scalar* gradient = grad_y + first * outputs + first_output;
+      multiply<Sum::fresh>(rows, inputs, count, Factor<Scalar>{gradient, 1, outputs},
+                           Panels<Scalar>::of_rows(x_rows.data(), width), product.data(), width);
+      weight_sums += Eigen::Map<const Values>(product.data(), rows * width).template cast<double>();
+      for (Index i = 0; i < count; ++i)
+        bias_sums += Eigen::Map<const Values>(gradient + i * outputs, rows).template cast<double>();
+    }
     for (Index o = 0; o < rows; ++o) {
       for (Index d = 0; d < inputs; ++d)
         grads.weight(first_output + o, d) += static_cast<Scalar>(weight_sums[o * width + d]);

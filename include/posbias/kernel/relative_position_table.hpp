@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "posbias/core/executor.hpp"
 #include "posbias/core/parameters.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/workspace.hpp"
@@ -45,59 +46,77 @@ struct GroupedLinear {
     visitor(std::string_view(name + ".bias"), self.bias);
   }
 
-  /// Writes y (rows, outputs of all groups) of x (rows, inputs of all groups), both row-major.
-  void apply(const ParameterTensor<Scalar, 2>& x, Scalar* y) const {
+  /// Writes y (count, outputs of all groups) of rows [first, first + count) of x (rows, inputs of all groups), both
+  /// row-major.
+  void apply(const ParameterTensor<Scalar, 2>& x, Index first, Index count, Scalar* y, const Executor& executor) const {
     using namespace detail;
-    const Index rows = x.dimension(0), width = whole_lanes<Scalar>(outputs());
-    Workspace<Scalar> packed(packed_size<Scalar>(inputs(), outputs())), product(rows * width);
+    const Index width = whole_lanes<Scalar>(outputs()), blocks = blocks_of(count);
+    Workspace<Scalar> packed(packed_size<Scalar>(inputs(), outputs()));
     for (Index g = 0; g < groups(); ++g) {
       const auto panels = pack(Factor<Scalar>{group(weight, g), outputs(), 1}, inputs(), outputs(), packed.data());
-      for (Index i = 0; i < rows; ++i) std::copy_n(&bias(g, 0), outputs(), product.data() + i * width);
-      multiply<Sum::continued>(rows, outputs(), inputs(), columns_of(x, g), panels, product.data(), width);
-      for (Index i = 0; i < rows; ++i)
-        std::copy_n(product.data() + i * width, outputs(), y + (i * groups() + g) * outputs());
+      executor.parallel_for(blocks, [&](Index block) {
+        const Index begin = block * together, rows = std::min(together, count - begin);
+        Workspace<Scalar> product(rows * width);
+        for (Index i = 0; i < rows; ++i) std::copy_n(&bias(g, 0), outputs(), product.data() + i * width);
+        const Factor<Scalar> from{x.data() + (first + begin) * x.dimension(1) + g * inputs(), x.dimension(1), 1};
+        multiply<Sum::continued>(rows, outputs(), inputs(), from, panels, product.data(), width);
+        for (Index i = 0; i < rows; ++i)
+          std::copy_n(product.data() + i * width, outputs(), y + ((begin + i) * groups() + g) * outputs());
+      });
     }
   }
 
   /// Adjoint of `apply`, in double: adds to `grads` and, if there is one, to grad_x.
-  void backward(const ParameterTensor<Scalar, 2>& x, const double* grad_y, GroupedLinear& grads,
-                ParameterTensor<Scalar, 2>* grad_x) const {
+  void backward(const ParameterTensor<Scalar, 2>& x, Index first, Index count, const double* grad_y,
+                GroupedLinear& grads, ParameterTensor<Scalar, 2>* grad_x, const Executor& executor) const {
     using namespace detail;
-    const Index rows = x.dimension(0), width = whole_lanes<double>(outputs()), x_width = whole_lanes<double>(inputs());
-    std::vector<double> gradient(size(rows, width)), of_weight(size(inputs(), width)), of_x(size(rows, x_width));
+    const Index width = whole_lanes<double>(outputs()), x_width = whole_lanes<double>(inputs());
+    const Factor<double> all_gradients{grad_y, groups() * outputs(), 1};
+    Workspace<double> by_row(packed_size<double>(count, outputs())),
+        by_output(packed_size<double>(outputs(), inputs()));
+    std::vector<double> x_rows(size(count, inputs())), weights(size(inputs(), outputs()));
     for (Index g = 0; g < groups(); ++g) {
-      for (Index i = 0; i < rows; ++i)
-        std::copy_n(grad_y + (i * groups() + g) * outputs(), outputs(), gradient.data() + i * width);
-      for (Index o = 0; o < outputs(); ++o) {
-        double sum = 0;
-        for (Index i = 0; i < rows; ++i) sum += gradient[size(i, width) + static_cast<std::size_t>(o)];
-        grads.bias(g, o) += static_cast<Scalar>(sum);
-      }
-      std::fill(of_weight.begin(), of_weight.end(), 0);
-      add_product(inputs(), width, rows, columns_of(x, g).transposed(), gradient.data(), width, of_weight.data(),
-                  width);
-      for (Index d = 0; d < inputs(); ++d)
-        for (Index o = 0; o < outputs(); ++o)
-          grads.weight(g, d, o) += static_cast<Scalar>(of_weight[size(d, width) + static_cast<std::size_t>(o)]);
+      const Factor<double> gradient{all_gradients.data + g * outputs(), all_gradients.row_stride, 1};
+      for (Index i = 0; i < count; ++i)
+        std::copy_n(x.data() + (first + i) * x.dimension(1) + g * inputs(), inputs(), x_rows.data() + i * inputs());
+      std::copy_n(group(weight, g), inputs() * outputs(), weights.data());
+
+      std::vector<double> bias_sums(size(1, outputs()));
+      for (Index i = 0; i < count; ++i)
+        for (Index o = 0; o < outputs(); ++o) bias_sums[size(1, o)] += gradient.from_row(i).data[o];
+      for (Index o = 0; o < outputs(); ++o) grads.bias(g, o) += static_cast<Scalar>(bias_sums[size(1, o)]);
+
+      const Panels<double> gradients = pack(gradient, count, outputs(), by_row.data());
+      executor.parallel_for(blocks_of(inputs()), [&](Index block) {
+        const Index begin = block * together, rows = std::min(together, inputs() - begin);
+        Workspace<double> product(rows * width);
+        multiply<Sum::fresh>(rows, outputs(), count, Factor<double>{x_rows.data() + begin, 1, inputs()}, gradients,
+                             product.data(), width);
+        for (Index d = 0; d < rows; ++d)
+          for (Index o = 0; o < outputs(); ++o)
+            grads.weight(g, begin + d, o) += static_cast<Scalar>(product.data()[d * width + o]);
+      });
       if (grad_x == nullptr) continue;
-      const std::vector<double> weights(group(weight, g), group(weight, g) + inputs() * outputs());
-      std::fill(of_x.begin(), of_x.end(), 0);
-      add_product_transposed(rows, inputs(), outputs(), Factor<double>{gradient.data(), width, 1}, weights.data(),
-                             outputs(), of_x.data(), x_width);
-      for (Index i = 0; i < rows; ++i)
-        for (Index d = 0; d < inputs(); ++d)
-          (*grad_x)(i, g * inputs() + d) += static_cast<Scalar>(of_x[size(i, x_width) + static_cast<std::size_t>(d)]);
+      const Panels<double> transposed =
+          pack(Factor<double>{weights.data(), 1, outputs()}, outputs(), inputs(), by_output.data());
+      executor.parallel_for(blocks_of(count), [&](Index block) {
+        const Index begin = block * together, rows = std::min(together, count - begin);
+        Workspace<double> product(rows * x_width);
+        multiply<Sum::fresh>(rows, inputs(), outputs(), gradient.from_row(begin), transposed, product.data(), x_width);
+        for (Index i = 0; i < rows; ++i)
+          for (Index d = 0; d < inputs(); ++d)
+            (*grad_x)(first + begin + i, g * inputs() + d) += static_cast<Scalar>(product.data()[i * x_width + d]);
+      });
     }
   }
 
  private:
+  static constexpr Index together = 32;  // rows of a task
+
+  [[nodiscard]] static Index blocks_of(Index rows) { return (rows + together - 1) / together; }
   [[nodiscard]] static std::size_t size(Index rows, Index columns) { return static_cast<std::size_t>(rows * columns); }
   [[nodiscard]] static const Scalar* group(const ParameterTensor<Scalar, 3>& weight, Index g) {
     return weight.data() + g * weight.dimension(1) * weight.dimension(2);
-  }
-  /// The columns of x that belong to a group.
-  [[nodiscard]] detail::Factor<Scalar> columns_of(const ParameterTensor<Scalar, 2>& x, Index g) const {
-    return {x.data() + g * inputs(), x.dimension(1), 1};
   }
 };
 
@@ -127,31 +146,30 @@ struct RelativePositionTable {
   /// Features of a projected position, of all groups.
   [[nodiscard]] Index outputs() const { return key.groups() * key.outputs(); }
 
-  /// Writes the positions projected to keys, or to queries: (positions, outputs).
-  void project(bool to_queries, Scalar* projected) const { projection(*this, to_queries).apply(embedding, projected); }
+  /// Writes positions [first, first + count) projected to keys, or to queries: (count, outputs).
+  void project(bool to_queries, Index first, Index count, Scalar* projected, const Executor& executor) const {
+    projection(*this, to_queries).apply(embedding, first, count, projected, executor);
+  }
 
   /// Adjoint of `project`: adds to `grads`.
-  void project_backward(bool to_queries, const double* grad_projected, RelativePositionTable& grads) const {
+  void project_backward(bool to_queries, Index first, Index count, const double* grad_projected,
+                        RelativePositionTable& grads, const Executor& executor) const {
     projection(*this, to_queries)
-        .backward(embedding, grad_projected, projection(grads, to_queries),
-                  learn_embedding ? &grads.embedding : nullptr);
+        .backward(embedding, first, count, grad_projected, projection(grads, to_queries),
+                  learn_embedding ? &grads.embedding : nullptr, executor);
   }
 
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     visitor(std::string_view("position_embedding"), self.embedding);
-    visit_projection("position_key_proj", self.key, visitor);
-    if (self.query) visit_projection("position_query_proj", *self.query, visitor);
+    GroupedLinear<Scalar>::visit("position_key_proj", self.key, visitor);
+    if (self.query) GroupedLinear<Scalar>::visit("position_query_proj", *self.query, visitor);
   }
 
  private:
   template <class Self>
   static auto& projection(Self& self, bool to_queries) {
     return to_queries && self.query ? *self.query : self.key;
-  }
-  template <class Projection, class Visitor>
-  static void visit_projection(const char* name, Projection& projection, Visitor& visitor) {
-    GroupedLinear<Scalar>::visit(name, projection, visitor);
   }
 };
 
