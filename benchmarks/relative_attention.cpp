@@ -89,9 +89,19 @@ void two_threads(State& state, Index coordinates, Index n_positions) {
       state, [&] { subject.forward(inputs); }, [&] { subject.forward(inputs, pool); });
 }
 
+void backward_two_threads(State& state, Index coordinates, Index n_positions) {
+  Inputs inputs(coordinates);
+  Subject subject = Subject::positional(inputs, n_positions);
+  auto grads = subject.layer.zero_gradients();
+  subject.forward(inputs);
+  ThreadPool pool(2);
+  compare(
+      state, [&] { subject.backward(inputs, grads); }, [&] { subject.backward(inputs, grads, pool); });
+}
+
 const bool added = [] {
   for (const Index coordinates : {1, 2})
-    for (const Index n_positions : {64, 1024}) {
+    for (const Index n_positions : {64, 512, 1024}) {
       const std::string name =
           "/coordinates:" + std::to_string(coordinates) + "/n_positions:" + std::to_string(n_positions);
       const auto add_one = [&](const std::string& what, auto run) {
@@ -100,6 +110,7 @@ const bool added = [] {
       add_one("relative_attention", forward);
       add_one("relative_attention_backward", backward);
       add_one("relative_attention/two_threads", two_threads);
+      add_one("relative_attention_backward/two_threads", backward_two_threads);
     }
   return true;
 }();
