@@ -23,67 +23,18 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
-#include <limits>
 #include <optional>
 #include <string_view>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
 #include "posbias/attention/relative_attention_backward.hpp"
+#include "posbias/attention/relative_attention_call.hpp"
 #include "posbias/attention/relative_attention_forward.hpp"
+#include "posbias/attention/relative_attention_options.hpp"
 #include "posbias/attention/relative_attention_parameters.hpp"
-#include "posbias/attention/relative_index.hpp"
-#include "posbias/core/attention_terms.hpp"
-#include "posbias/core/executor.hpp"
-#include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/parameter_owner.hpp"
-#include "posbias/core/positions.hpp"
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {
-
-/// Options of `RelativeAttention`. A size of 0 takes its default.
-struct RelativeAttentionOptions {
-  Index size = 0;                    ///< features of what is pooled, and the default of other sizes; required
-  Index n_heads = 0;                 ///< heads that are pooled; required
-  Index query_size = 0;              ///< features of queries; default size
-  Index key_size = 0;                ///< features of keys; default size
-  Index value_size = 0;              ///< features of values; default key_size
-  Index head_size = 0;               ///< features of a head, H; default key_size / n_heads
-  Index n_positions = 0;             ///< rows of the table of relative positions; default none
-  Index position_size = 0;           ///< features of the table; default size
-  double dropout_p = 0;              ///< probability that an attention weight is dropped, in calls with a seed
-  bool same_key_query_proj = false;  ///< queries are projected as keys are, content and positions
-  bool same_positional_key_query_proj = false;  ///< positions are projected to queries as to keys
-  Index n_coordinates = 1;                      ///< coordinates of a position
-  bool head_bias = true;                        ///< learn a number for each head to add to its logits
-  bool do_pooling = true;                       ///< there are values
-  AttentionTerms mode = {c2c, p2c, c2p};        ///< the terms; those with positions only where they are given
-  Index n_additional_heads = 0;                 ///< heads that have logits only
-  bool learn_position_embedding = true;         ///< otherwise the gradient of the table is 0
-};
-
-/// What a call of `RelativeAttention` may be given beside content. Refers to tensors; they must outlive the call.
-struct RelativeAttentionCall {
-  /// True where a query may attend: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, n_heads). Masked keys have logits of
-  /// -10000 in the softmax, so that a query whose keys are all masked attends to all alike; logits are returned as they
-  /// were before. Here and below B, *, L1 and heads may be 1 for all. Default: all true.
-  OptionalTensor<bool> mask{};
-  /// Relative positions, or else the positions of queries and keys for each coordinate; tokens without a position have no
-  /// positional terms. Default: none, and no positional terms at all.
-  RelativePositions relative_positions{};
-  std::vector<PairPositions> positions{};
-  /// True where a pair has no positional terms.
-  PairFlags no_position_mask{};
-  /// Numbers to add to logits: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads). Their gradient is that of the logits,
-  /// to be summed where one stands for many.
-  OptionalTensor<float, double> base_attn{};
-  /// Of dropout: the same seed drops the weights at the same places, in backward too, and in another layer. 0, for
-  /// inference, drops none.
-  std::uint64_t seed = 0;
-  Executor executor{};  ///< who runs the tasks; default that of `positions`
-};
 
 /// What `RelativeAttention` returns.
 template <class Scalar, int Rank, int Layout>
@@ -112,7 +63,8 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   static constexpr std::string_view name = "RelativeAttention";
 
   /// Throws OptionError.
-  explicit RelativeAttention(const Options& options, std::uint64_t seed = 0) : options_(completed(options)) {
+  explicit RelativeAttention(const Options& options, std::uint64_t seed = 0)
+      : options_(detail::completed(name, options)) {
     auto& parameters = this->parameters_;
     detail::Random random(seed);
     const Index outputs = heads() * options_.head_size;
@@ -146,11 +98,11 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   /// Pooled values and logits, in the layout of the queries. Cost: the projections; 2·H multiplications and additions for
-  /// each head and pair, and as many for each token and position of the table, for queries and for keys; a look-up or two
-  /// for each head, pair and coordinate. Memory: the projected table, and for some batch entries at a time projected keys
-  /// and values and the products of keys with the table. Bitwise the same for any number of threads and, without dropout,
-  /// which goes by the place in the call, for some of the queries or of the batch by themselves. Throws ShapeError,
-  /// OptionError, PositionError.
+  /// each head and pair, and as many for each token and row of the table that it or its neighbours read, for queries and
+  /// for keys; a look-up or two for each head, pair and coordinate. Memory: the rows that are read, projected, and for
+  /// some batch entries at a time projected keys and values and the products of keys with these rows. Bitwise the same
+  /// for any number of threads and, without dropout, which goes by the place in the call, for some of the queries or of
+  /// the batch by themselves. Throws ShapeError, OptionError, PositionError.
   template <TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K, TensorOf<Scalar, 2> V>
   [[nodiscard]] Result<Q> operator()(const Q& queries, const K& keys, const V& values, const Call& call = {}) const {
     constexpr int rank = detail::Traits<Q>::rank;
@@ -285,82 +237,9 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
                         call.base_attn, others...);
   }
 
-  /// Throws ShapeError, OptionError, PositionError.
   [[nodiscard]] Views checked(std::string_view hook, const Call& call, const Tokens& queries, const Tokens& keys,
                               const std::optional<Tokens>& values = {}) const {
-    const auto reject = [&](const auto&... parts) { detail::fail<OptionError>(name, "::", hook, ": ", parts...); };
-    const auto check_tokens = [&](std::string_view argument, const Tokens& tokens, std::string_view option,
-                                  Index size) {
-      if (tokens.leading != queries.leading || tokens.shape[1] != size)
-        detail::fail<ShapeError>(name, "::", hook, ": ", argument, " has shape ", tokens.whole_shape().shape(),
-                                 "; (B, *, L, ", option, ") is needed, with B, * = ", queries.leading.shape(), ", ",
-                                 option, " = ", size);
-    };
-    check_tokens("queries", queries, "query_size", options_.query_size);
-    check_tokens("keys", keys, "key_size", options_.key_size);
-    if (values) {
-      if (!options_.do_pooling) reject("values are given; do_pooling = false");
-      check_tokens("values", *values, "value_size", options_.value_size);
-      if (values->shape[0] != keys.shape[0])
-        detail::fail<ShapeError>(name, "::", hook, ": values has ", values->shape[0], " tokens; keys has ",
-                                 keys.shape[0]);
-    }
-    if (call.relative_positions.given() && !call.positions.empty())
-      detail::fail<PositionError>(name, "::", hook, ": relative_positions and positions are both given; give one");
-    const bool located = call.relative_positions.given() || !call.positions.empty();
-    if (located && !this->parameters_.table) reject("relative positions are given; there is no table: n_positions = 0");
-    if (!located && !options_.mode.contains(c2c))
-      reject("no relative positions are given; mode has no term that can do without");
-
-    Views views{.parameters = this->parameters_,
-                .heads = heads(),
-                .additional_heads = options_.n_additional_heads,
-                .c2c = options_.mode.contains(c2c),
-                .c2p = located && options_.mode.contains(c2p),
-                .p2c = located && options_.mode.contains(p2c),
-                .queries = queries,
-                .keys = keys,
-                .values = values,
-                .dropout = detail::Dropout(options_.dropout_p, call.seed),
-                .executor = call.executor};
-    for (const PairPositions& at : call.positions)
-      if (views.executor.serial()) views.executor = at.executor;
-    const auto disabled =
-        detail::fit_pairs(name, hook, call.no_position_mask, queries.leading, queries.shape[0], keys.shape[0]);
-    if (located) {
-      detail::RelativeIndex index(
-          name, hook, call.relative_positions, call.positions, disabled,
-          {queries.leading, queries.shape[0], keys.shape[0], options_.n_coordinates, options_.n_positions});
-      if (views.c2p || views.p2c) views.index = std::move(index);
-    }
-    adopt(hook, call, views);
-    return views;
-  }
-
-  /// The mask and base_attn.
-  void adopt(std::string_view hook, const Call& call, Views& views) const {
-    const detail::Leading& leading = views.queries.leading;
-    const Index L1 = views.queries.shape[0], L2 = views.keys.shape[0];
-    const auto fit = [&]<class Entry>(std::string_view argument, detail::TensorView<Entry, 0> entries, Index of_heads,
-                                      std::optional<detail::TensorView<Entry, 3>>& to) {
-      const Shape given = entries.leading;
-      if (given.rank == leading.rank + 1) detail::insert_dimension(entries, leading.rank);  // (L2): any query
-      if (entries.leading.rank == leading.rank + 2) detail::insert_dimension(entries, leading.rank + 2);  // any head
-      detail::TensorView<Entry, 3>& fitted = to.emplace();
-      fitted.leading = leading;
-      fitted.shape = {L1, L2, of_heads};
-      if (!detail::broadcast(entries, {true, false, true}, fitted))
-        detail::fail<ShapeError>(name, "::", hook, ": ", argument, " has shape ", given.shape(),
-                                 "; (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads) is needed, with B, * = ",
-                                 leading.shape(), ", L1 = ", L1, ", L2 = ", L2, ", heads = ", of_heads);
-    };
-    call.mask.visit([&](const auto& entries) { fit("mask", entries, options_.n_heads, views.mask); });
-    call.base_attn.visit([&]<class Entry>(const detail::TensorView<Entry, 0>& entries) {
-      if constexpr (std::is_same_v<Entry, const float>)
-        fit("base_attn", entries, heads(), views.base_float);
-      else
-        fit("base_attn", entries, heads(), views.base_double);
-    });
+    return detail::checked_call(name, hook, options_, this->parameters_, call, queries, keys, values);
   }
 
   void differentiate(const Views& views, const Call& call,
@@ -404,53 +283,6 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
       check_one_or_apart("grad_keys", gradients.keys, *gradients.values);
     }
     detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
-  }
-
-  template <class... Parts>
-  [[noreturn]] static void reject_option(const Parts&... parts) {
-    detail::fail<OptionError>(name, ": ", parts...);
-  }
-
-  /// The options with defaults filled in. Throws OptionError.
-  static Options completed(Options o) {
-    const auto require = [](std::string_view option, Index value, Index least) {
-      constexpr Index most = std::numeric_limits<std::int32_t>::max();  // so that no product of two overflows
-      if (value < least) reject_option(option, " = ", value, "; it must be at least ", least);
-      if (value > most) reject_option(option, " = ", value, "; it must be at most ", most);
-    };
-    const auto fill = [&](std::string_view option, Index& value, Index otherwise) {
-      require(option, value, 0);
-      if (value == 0) value = otherwise;
-    };
-    const auto divides = [](std::string_view divisor, Index by, std::string_view option, Index value) {
-      if (value % by != 0) reject_option(option, " = ", value, "; it must be a multiple of ", divisor, " = ", by);
-    };
-    require("size", o.size, 1);
-    require("n_heads", o.n_heads, 1);
-    require("n_additional_heads", o.n_additional_heads, 0);
-    require("n_coordinates", o.n_coordinates, 1);
-    require("n_positions", o.n_positions, 0);
-    fill("query_size", o.query_size, o.size);
-    fill("key_size", o.key_size, o.size);
-    fill("value_size", o.value_size, o.key_size);
-    if (o.head_size == 0) divides("n_heads", o.n_heads, "key_size", o.key_size);
-    fill("head_size", o.head_size, o.key_size / o.n_heads);
-    if (o.do_pooling) divides("n_heads", o.n_heads, "size", o.size);
-    if (o.same_key_query_proj && o.query_size != o.key_size)
-      reject_option("same_key_query_proj needs query_size = key_size; they are ", o.query_size, " and ", o.key_size);
-    if (o.n_positions == 0) {
-      if (o.position_size != 0)
-        reject_option("position_size = ", o.position_size, "; there is no table: n_positions = 0");
-      if (!o.mode.contains(c2c)) reject_option("mode has no term that can be computed: no c2c, and n_positions = 0");
-    } else {
-      if (!o.mode.contains(c2c) && !o.mode.contains(c2p) && !o.mode.contains(p2c)) reject_option("mode has no term");
-      fill("position_size", o.position_size, o.size);
-      divides("n_coordinates", o.n_coordinates, "position_size", o.position_size);
-      divides("n_coordinates", o.n_coordinates, "head_size", o.head_size);
-    }
-    if (!(o.dropout_p >= 0 && o.dropout_p < 1))
-      reject_option("dropout_p = ", o.dropout_p, "; it must be at least 0 and below 1");
-    return o;
   }
 
   Options options_;

@@ -15,39 +15,15 @@
 #include <vector>
 
 #include "posbias/attention/position_scores.hpp"
-#include "posbias/attention/relative_attention_parameters.hpp"
+#include "posbias/attention/relative_attention_call.hpp"
 #include "posbias/attention/relative_index.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/tensor_view.hpp"
-#include "posbias/kernel/dropout.hpp"
 #include "posbias/kernel/exponential.hpp"
 #include "posbias/kernel/linear.hpp"
 #include "posbias/kernel/product.hpp"
 
 namespace posbias::detail {
-
-/// One call, checked.
-template <class Scalar>
-struct RelativeAttentionViews {
-  const RelativeAttentionParameters<Scalar>& parameters;
-  Index heads, additional_heads;  // all, and those of them that are not pooled
-  bool c2c, c2p, p2c;             // the terms of this call
-  TensorView<const Scalar, 2> queries, keys;
-  std::optional<TensorView<const Scalar, 2>> values;  // none: nothing is pooled
-  Dropout dropout;
-  Executor executor;
-  std::optional<RelativeIndex> index{};             // if c2p or p2c
-  std::optional<TensorView<const bool, 3>> mask{};  // (L1, L2, pooled heads)
-  std::optional<TensorView<const float, 3>> base_float{};
-  std::optional<TensorView<const double, 3>> base_double{};  // (L1, L2, heads)
-
-  [[nodiscard]] Index head_size() const { return parameters.key.outputs() / heads; }
-  [[nodiscard]] Index pooled_heads() const { return heads - additional_heads; }
-  [[nodiscard]] bool pools(Index head) const { return values && head >= additional_heads; }
-  /// Features of a head of the values, if there are any.
-  [[nodiscard]] Index value_size() const { return values ? parameters.value->outputs() / pooled_heads() : 0; }
-  [[nodiscard]] Index coordinates() const { return index ? parameters.table->key.groups() : 0; }
-};
 
 /// What forward and backward of one call have in common. Refers to it.
 template <class Scalar>
