@@ -144,4 +144,24 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
         "module's zero_gradients()");
 }
 
+TEST_CASE("a reserved table changes no bit of Sinusoidal") {
+  using Tokens = Eigen::Tensor<double, 3, Eigen::RowMajor>;
+  for (const auto layout : {SinusoidLayout::interleaved, SinusoidLayout::half}) {
+    Sinusoidal<double> module({.dim = 6, .layout = layout, .divide = 2.5});
+    const auto encoded = [&](const Positions& at) {
+      Tokens x(2, 70, 6);
+      for (Index i = 0; i < x.size(); ++i) x.data()[i] = std::sin(static_cast<double>(i));
+      module.mod_x(x, {.pos = at});
+      return std::vector<double>(x.data(), x.data() + x.size());
+    };
+    const std::vector<Positions> places{Positions(), Positions::range(-20), Positions::range(39)};
+    std::vector<std::vector<double>> fresh;
+    for (const Positions& at : places) fresh.push_back(encoded(at));
+    module.reserve(40);
+    for (std::size_t i = 0; i < places.size(); ++i) CHECK(encoded(places[i]) == fresh[i]);
+    CHECK(message_of<OptionError>([&] { module.reserve(-7); }) ==
+          "Sinusoidal::reserve: length = -7; it must not be negative");
+  }
+}
+
 }  // namespace

@@ -13,7 +13,7 @@
 #include "support/numbers.hpp"
 
 using posbias::Index;
-using posbias::detail::fill_sines_and_cosines;
+using posbias::SinusoidLayout;
 using posbias::detail::inverse_frequencies;
 using posbias::detail::SinusoidMaker;
 namespace reference = posbias_test::reference;
@@ -23,9 +23,9 @@ namespace {
 /// The largest error of sines and cosines of one position against long double.
 template <class Scalar>
 double largest_error(double position, double divisor, Index dim) {
-  const auto frequencies = inverse_frequencies(dim / 2, dim, 10000);
+  const SinusoidMaker maker(inverse_frequencies(dim / 2, dim, 10000), divisor);
   std::vector<Scalar> row(static_cast<std::size_t>(dim));
-  fill_sines_and_cosines<Scalar>(std::span(&position, 1), divisor, frequencies, {2, 1}, dim, row.data());
+  maker.fill_rows(std::span(&position, 1), SinusoidLayout::interleaved, row.data());
   const auto truth = reference::sinusoid(static_cast<reference::Real>(position), static_cast<reference::Real>(divisor),
                                          static_cast<int>(dim), false);
   double error = 0;
@@ -80,7 +80,7 @@ std::vector<double> in_order(std::vector<double> positions) {
   return positions;
 }
 
-/// Integers and reals from 0 to beyond 2^24: alone, in runs, astride multiples of 32.
+/// Integers and reals from 0 to beyond 2^24: alone, in runs, astride multiples of 16, 256 and 4096.
 std::vector<double> positions_below_2_to_24() {
   std::vector<double> positions = consecutive(0, 200);
   posbias_test::Numbers numbers(3);
@@ -164,16 +164,14 @@ TEST_CASE("double sines and cosines are off by a few roundings of the angle", "[
 
 TEST_CASE("sines and cosines stand where the layout says", "[frequencies]") {
   const std::vector<double> positions{100, 131072.5};
-  const auto frequencies = inverse_frequencies(4, 8, 10000);
-  constexpr Index row_stride = 11;
+  const SinusoidMaker maker(inverse_frequencies(4, 8, 10000), 2);
   constexpr double untouched = 42;
-  std::vector<double> interleaved(2 * row_stride, untouched);
-  std::vector<double> half(2 * row_stride, untouched);
-  fill_sines_and_cosines<double>(positions, 2, frequencies, {2, 1}, row_stride, interleaved.data());
-  fill_sines_and_cosines<double>(positions, 2, frequencies, {1, 4}, row_stride, half.data());
+  std::vector<double> interleaved(17, untouched), half(17, untouched);
+  maker.fill_rows(positions, SinusoidLayout::interleaved, interleaved.data());
+  maker.fill_rows(positions, SinusoidLayout::half, half.data());
   for (std::size_t p = 0; p < 2; ++p) {
-    const double* a = interleaved.data() + p * row_stride;
-    const double* b = half.data() + p * row_stride;
+    const double* a = interleaved.data() + p * 8;
+    const double* b = half.data() + p * 8;
     for (int i = 0; i < 4; ++i) {
       const auto angle = static_cast<reference::Real>(positions[p]) / 2 * reference::frequency(i, 8);
       CHECK(std::abs(static_cast<double>(a[2 * i] - std::sin(angle))) < 1e-10);
@@ -181,19 +179,33 @@ TEST_CASE("sines and cosines stand where the layout says", "[frequencies]") {
       CHECK(b[i] == a[2 * i]);
       CHECK(b[i + 4] == a[2 * i + 1]);
     }
-    for (int rest = 8; rest < row_stride; ++rest) {
-      CHECK(a[rest] == untouched);
-      CHECK(b[rest] == untouched);
-    }
   }
+  CHECK(interleaved.back() == untouched);
+  CHECK(half.back() == untouched);
 }
 
 TEST_CASE("no positions and no pairs write nothing", "[frequencies]") {
   std::vector<float> row(8, 42.0F);
-  fill_sines_and_cosines<float>({}, 1, inverse_frequencies(4, 8, 10000), {2, 1}, 8, row.data());
+  SinusoidMaker(inverse_frequencies(4, 8, 10000), 1).fill_rows({}, SinusoidLayout::half, row.data());
   const double position = 100;
-  fill_sines_and_cosines<float>(std::span(&position, 1), 1, {}, {2, 1}, 8, row.data());
+  SinusoidMaker({}, 1).fill_rows(std::span(&position, 1), SinusoidLayout::half, row.data());
   CHECK(row == std::vector<float>(8, 42.0F));
+}
+
+TEST_CASE("rows and columns of sines and cosines are the same bits", "[frequencies]") {
+  const auto positions = positions_below_2_to_24();
+  const SinusoidMaker maker(maker_frequencies(), 2.5);
+  const auto columns = maker.make<float>(positions);
+  std::vector<float> rows(positions.size() * 2 * maker_pairs);
+  maker.fill_rows(positions, SinusoidLayout::half, rows.data());
+  std::size_t wrong = 0;
+  for (std::size_t p = 0; p < positions.size(); ++p)
+    for (std::size_t f = 0; f < maker_pairs; ++f) {
+      const SineAndCosine column = at(columns, f, p);
+      if (column.sine != static_cast<double>(rows[p * 2 * maker_pairs + f])) ++wrong;
+      if (column.cosine != static_cast<double>(rows[p * 2 * maker_pairs + maker_pairs + f])) ++wrong;
+    }
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("columns of sines and cosines are as near the truth as rows are", "[frequencies]") {
@@ -228,7 +240,7 @@ TEMPLATE_TEST_CASE("a position's sines and cosines do not depend on the others",
     compare(fresh, c, c + 1);
     compare(maker, c, c + 1);
   }
-  // Blocks that begin everywhere between two multiples of 32.
+  // Blocks that begin everywhere between some multiples of 16.
   for (std::size_t begin = 0; begin < 40; ++begin)
     for (std::size_t first = begin; first < all.size(); first += 50) {
       SinusoidMaker fresh(maker_frequencies(), 2.5);

@@ -339,4 +339,49 @@ TEST_CASE("Rotary names what is wrong and writes nothing") {
   for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }
 
+TEST_CASE("a reserved table changes no bit of Rotary, of use or not") {
+  using Heads = Eigen::Tensor<float, 4, Eigen::RowMajor>;
+  Rotary<float> module({.head_dim = 8, .divide = 2.5, .learned_div = true});
+  const Rotary<float> fresh = module;
+  module.reserve(40);
+  const Rotary<float> copy = module;
+  const auto rotated = [](const Rotary<float>& by, const Positions& at) {
+    Heads q(2, 70, 3, 8), k(2, 70, 3, 8);
+    for (Index i = 0; i < q.size(); ++i) q.data()[i] = k.data()[i] = std::sin(static_cast<float>(i));
+    by.mod_qkv(q, k, k, {.q_k = at});
+    return std::vector<float>(q.data(), q.data() + q.size());
+  };
+  Eigen::Tensor<double, 1> reals(70);
+  for (Index i = 0; i < 70; ++i) reals(i) = static_cast<double>(i) / 2;
+  for (const Positions& at :
+       {Positions(), Positions::range(-20), Positions::range(39), Positions::range(5000), Positions(reals)}) {
+    CHECK(rotated(module, at) == rotated(fresh, at));
+    CHECK(rotated(copy, at) == rotated(fresh, at));
+  }
+  // The table is that of a divisor; with another one it is of no use.
+  const auto learn = [](Rotary<float>& of) { for_each_parameter(of, [](std::string_view, auto& div) { div() += 1; }); };
+  Rotary<float> learned = fresh;
+  learn(module);
+  learn(learned);
+  CHECK(rotated(module, {}) == rotated(learned, {}));
+  CHECK(rotated(module, {}) != rotated(fresh, {}));
+  module.reserve(0);
+  CHECK(rotated(module, {}) == rotated(learned, {}));
+  CHECK(message_of<OptionError>([&] { module.reserve(-1); }) ==
+        "Rotary::reserve: length = -1; it must not be negative");
+}
+
+TEST_CASE("Rotary turns back by what it turned, on either side of 0") {
+  Eigen::Tensor<double, 4, Eigen::RowMajor> q(1, 1, 1, 8), k(1, 1, 1, 8);
+  for (const Index p : {1, 15, 16, 300, 5000, 1 << 20}) {
+    q.setConstant(0.5);
+    k.setConstant(0.5);
+    Rotary<double>({.head_dim = 8}).mod_qkv(q, k, k, {.q = Positions::range(p), .k = Positions::range(-p)});
+    for (Index i = 0; i < 4; ++i) {  // (a, b) turned by t is (b, a) turned by -t where a = b
+      CHECK(q(0, 0, 0, 2 * i) == k(0, 0, 0, 2 * i + 1));
+      CHECK(q(0, 0, 0, 2 * i + 1) == k(0, 0, 0, 2 * i));
+    }
+  }
+}
+
 }  // namespace

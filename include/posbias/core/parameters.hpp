@@ -7,10 +7,12 @@
 /// those of the upstream state_dict ("relative_attention_bias.weight", "div"), so checkpoints load by name.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
+#include <vector>
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/index.hpp"
@@ -35,6 +37,18 @@ struct NoParameters {
 };
 
 namespace detail {
+
+/// Adds gradients that several threads summed up apart.
+template <class Scalar, class Gradients>
+void add_gradients(const Gradients& part, Gradients& to) {
+  std::vector<Scalar*> sums;
+  for_each_parameter(to, [&](std::string_view, auto& tensor) { sums.push_back(tensor.data()); });
+  std::size_t next = 0;
+  for_each_parameter(part, [&](std::string_view, const auto& tensor) {
+    Scalar* sum = sums[next++];
+    for (Index i = 0; i < tensor.size(); ++i) sum[i] += tensor.data()[i];
+  });
+}
 
 /// Pseudo-random numbers that are the same on every platform: SplitMix64 (Steele et al., 2014) for the bits, and
 /// only comparisons and single exact roundings from there to the values, never libm.

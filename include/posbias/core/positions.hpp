@@ -262,8 +262,11 @@ class TokenFlags {
       detail::fail<ShapeError>(module, "::", hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
   }
 
+  /// True if every flag is, because none were given.
+  [[nodiscard]] bool all() const { return !flags_->given_; }
+
   [[nodiscard]] bool operator()(Index n, Index token) const {
-    if (token < first_ || !flags_->given_) return true;
+    if (token < first_ || all()) return true;
     const Index row = flags_->leading_.rank == 0 ? 0 : n;
     return flags_->values_[static_cast<std::size_t>(row * flags_->count_ + token - first_)] != 0;
   }
@@ -303,7 +306,7 @@ namespace detail {
 
 /// A run of tokens with the same positions in a range of batch entries.
 struct TokenBlock {
-  static constexpr Index max_tokens = 64;
+  static constexpr Index max_tokens = 32;
   Index first_token, first_batch, end_batch;
   std::span<const double> positions;
 };

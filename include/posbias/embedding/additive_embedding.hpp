@@ -1,27 +1,31 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Family base of the modules that add a row to each token: x(n, l, :) += embed(position(n, l)).
+/// Family base of the modules that add a row to each token: x(n, l, :) += row(position(n, l)).
 ///
 /// A module supplies the rows of some positions and their adjoint; the base handles batches, positions to the right
-/// of tokens without one, masks, layouts and threads. Rows of positions that the batch shares are computed once, in
+/// of tokens without one, masks, layouts and threads. Rows of positions that the batch shares are found once, in
 /// blocks of a few dozen tokens, so the workspace is O(dim).
 #pragma once
 
 #include <Eigen/Core>
+#include <algorithm>
+#include <concepts>
 #include <span>
 #include <string_view>
-#include <type_traits>
 #include <vector>
 
 #include "posbias/core/module.hpp"
+#include "posbias/kernel/token_rows.hpp"
 
 namespace posbias {
 
 /// `Derived` supplies
 ///   - `static constexpr std::string_view name`, `Index dim() const`;
-///   - `void embed(std::span<const double> positions, Scalar* rows) const`: rows (positions, dim), row-major;
-///   - `void embed_backward(positions, const double* grad_rows, Gradients&) const`: its adjoint, adding to the
-///     parameters' gradients;
+///   - `auto rows() const`: what finds rows in a call, `find(std::span<const double> positions,
+///     detail::TokenRows<Scalar>&)`, from several threads;
+///   - `auto rows_backward() const`: its adjoint, `add(positions, const double* grad_rows, Gradients&)`, given the
+///     gradients of rows (positions, dim), adds to the parameters'; or `add(positions, feature, features, grad_rows,
+///     Gradients&)`, given those of some features, if no parameter belongs to two;
 ///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
 ///     which throws PositionError.
 template <class Derived, class Scalar_, class Parameters>
@@ -37,37 +41,53 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   template <WritableTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
     const Tokens<Scalar> tokens("mod_x", "x", detail::view<2>(x), at, derived());
+    const auto find = derived().rows();
     at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
-      detail::visit_token_block(tokens.locations, tokens.view.batches(), index, [&](detail::TokenBlock block) {
-        const Index dim = derived().dim();
-        std::vector<Scalar> rows(block.positions.size() * static_cast<std::size_t>(dim));
-        derived().embed(block.positions, rows.data());
-        tokens.for_each(block, [&](Index row, Scalar* token, Index stride) {
-          const Row<const Scalar> addend(rows.data() + row * dim, dim);
-          Strided<Scalar>(token, dim, Eigen::InnerStride<>(stride)) += addend;
-        });
+      detail::visit_token_block(tokens.locations, tokens.view.batches(), index, [&](const detail::TokenBlock& block) {
+        detail::TokenRows<Scalar> rows;
+        find(block.positions, rows);
+        const auto add = [&](Index token, Index feature, Index count, std::span<Scalar* const> where) {
+          const Scalar* row = rows[token] + feature;
+          std::size_t n = 0;
+          for (; n + 2 <= where.size(); n += 2) add_to_each(row, count, where[n], where[n + 1]);
+          if (n < where.size()) add_to_each(row, count, where[n]);
+        };
+        tokens.for_each(block, 0, derived().dim(), add);
       });
     });
   }
 
-  /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch, on the calling
-  /// thread. Throws ShapeError, PositionError.
+  /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch. Throws ShapeError,
+  /// PositionError.
   template <TensorOf<Scalar, 2> G>
   void mod_x_backward(const G& grad_x, const TokenPositions& at, Gradients& grads) const {
     const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
     if (!this->has_parameters()) return;
-    std::vector<double> rows;
-    for (Index index = 0; index < detail::token_blocks(tokens.locations); ++index) {
-      detail::visit_token_block(tokens.locations, tokens.view.batches(), index, [&](detail::TokenBlock block) {
-        const Index dim = derived().dim();
-        rows.assign(block.positions.size() * static_cast<std::size_t>(dim), 0);
-        tokens.for_each(block, [&](Index row, const Scalar* token, Index stride) {
-          Row<double>(rows.data() + row * dim, dim) +=
-              Strided<const Scalar>(token, dim, Eigen::InnerStride<>(stride)).template cast<double>();
-        });
-        derived().embed_backward(block.positions, rows.data(), grads);
+    const auto add = derived().rows_backward();
+    const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
+    if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>) {
+      const Index together = at.executor.serial() ? dim : 128;
+      at.executor.parallel_for((dim + together - 1) / together, [&](Index slice) {
+        const Index feature = slice * together, count = std::min(together, dim - feature);
+        Eigen::ArrayXd sums;
+        for (Index index = 0; index < blocks; ++index)
+          tokens.sum(index, feature, count, sums, [&](std::span<const double> positions, const double* grad_rows) {
+            add(positions, feature, count, grad_rows, grads);
+          });
       });
+    } else {
+      // A few sums, each over some blocks and by one thread, are added up in order: the same for any number of threads.
+      std::vector<Gradients> parts(static_cast<std::size_t>(std::min<Index>(blocks, 8)), this->zero_gradients());
+      const Index each = (blocks + 7) / 8;
+      at.executor.parallel_for(std::ssize(parts), [&](Index part) {
+        Eigen::ArrayXd sums;
+        for (Index index = part * each; index < std::min(blocks, (part + 1) * each); ++index)
+          tokens.sum(index, 0, dim, sums, [&](std::span<const double> positions, const double* grad_rows) {
+            add(positions, grad_rows, parts[static_cast<std::size_t>(part)]);
+          });
+      });
+      for (const Gradients& part : parts) detail::add_gradients<Scalar>(part, grads);
     }
   }
 
@@ -88,12 +108,10 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Base::derived;
 
  private:
-  template <class S>
-  using Values = std::conditional_t<std::is_const_v<S>, const Eigen::ArrayX<std::remove_const_t<S>>, Eigen::ArrayX<S>>;
-  template <class S>
-  using Row = Eigen::Map<Values<S>>;
-  template <class S>
-  using Strided = Eigen::Map<Values<S>, Eigen::Unaligned, Eigen::InnerStride<>>;
+  /// Adds a row to tokens. Two at a time, processors fetch them side by side; more would be too many streams.
+  static void add_to_each(const Scalar* __restrict row, Index count, auto* __restrict... to) {
+    for (Index f = 0; f < count; ++f) ((to[f] += row[f]), ...);
+  }
 
   /// A checked view of x, or of its gradient, with where its tokens are.
   template <class S>
@@ -113,16 +131,44 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       module.check_positions(hook, locations);
     }
 
-    /// Calls `visit(row of the block, first feature, stride)` for each token of the block to be encoded.
+    /// Calls `visit(token of the block, first feature, count, where)` for the features [feature, feature + features) of
+    /// each token, `where` being their places in each batch entry where it is to be encoded. All at once if they lie
+    /// together; otherwise feature by feature, because tokens do.
     template <class Visit>
-    void for_each(const detail::TokenBlock& block, const Visit& visit) const {
-      for (Index n = block.first_batch; n < block.end_batch; ++n) {
-        S* batch = view.batch(n);
-        for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row) {
-          const Index token = block.first_token + row;
-          if (flags(n, token)) visit(row, batch + token * view.strides[0], view.strides[1]);
+    void for_each(const detail::TokenBlock& block, Index feature, Index features, const Visit& visit) const {
+      const Index token_stride = view.strides[0], feature_stride = view.strides[1];
+      std::vector<S*> batches;
+      for (Index n = block.first_batch; n < block.end_batch; ++n)
+        batches.push_back(view.batch(n) + block.first_token * token_stride);
+      const bool encode_all = flags.all();
+      std::vector<S*> where;
+      const auto each = [&](Index first, Index count) {
+        for (Index token = 0; token < std::ssize(block.positions); ++token) {
+          where.clear();
+          for (std::size_t n = 0; n < batches.size(); ++n)
+            if (encode_all || flags(block.first_batch + static_cast<Index>(n), block.first_token + token))
+              where.push_back(batches[n] + token * token_stride + first * feature_stride);
+          visit(token, first, count, std::span<S* const>(where));
         }
-      }
+      };
+      if (feature_stride == 1)
+        each(feature, features);
+      else
+        for (Index f = feature; f < feature + features; ++f) each(f, 1);
+    }
+
+    /// Calls `use(positions, rows)` with the sums over the batch of these features of block `index`, computed in `rows`.
+    template <class Use>
+    void sum(Index index, Index feature, Index features, Eigen::ArrayXd& rows, const Use& use) const {
+      detail::visit_token_block(locations, view.batches(), index, [&](const detail::TokenBlock& block) {
+        rows.setZero(std::ssize(block.positions) * features);
+        for_each(block, feature, features, [&](Index token, Index first, Index count, std::span<S* const> where) {
+          double* __restrict row = rows.data() + token * features + (first - feature);
+          for (const S* __restrict values : where)
+            for (Index f = 0; f < count; ++f) row[f] += static_cast<double>(values[f]);
+        });
+        use(block.positions, rows.data());
+      });
     }
   };
 };

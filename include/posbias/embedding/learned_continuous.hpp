@@ -55,17 +55,22 @@ class LearnedContinuous : public AdditiveEmbedding<LearnedContinuous<Scalar>, Sc
   [[nodiscard]] const Options& options() const { return options_; }
   [[nodiscard]] Index dim() const { return options_.dim; }
 
-  /// The rows (positions.size(), dim) that are added to tokens at these positions.
-  void embed(std::span<const double> positions, Scalar* rows) const {
-    this->parameters_.evaluate(positions, 0, dim(), [&](Index feature, Index p, double value) {
-      rows[p * dim() + feature] = static_cast<Scalar>(value);
-    });
+  /// Computes the rows that are added to tokens at these positions.
+  [[nodiscard]] auto rows() const {
+    return [this](std::span<const double> positions, detail::TokenRows<Scalar>& rows) {
+      Scalar* row = rows.compute(positions.size(), dim());
+      this->parameters_.evaluate(positions, 0, dim(), [&](Index feature, Index p, double value) {
+        row[p * dim() + feature] = static_cast<Scalar>(value);
+      });
+    };
   }
 
-  /// Adjoint of `embed`.
-  void embed_backward(std::span<const double> positions, const double* grad_rows, Gradients& grads) const {
-    this->parameters_.backward(
-        positions, 0, dim(), [&](Index feature, Index p) { return grad_rows[p * dim() + feature]; }, grads);
+  /// Adjoint of `rows`.
+  [[nodiscard]] auto rows_backward() const {
+    return [this](std::span<const double> positions, const double* grad_rows, Gradients& grads) {
+      this->parameters_.backward(
+          positions, 0, dim(), [&](Index feature, Index p) { return grad_rows[p * dim() + feature]; }, grads);
+    };
   }
 
  private:

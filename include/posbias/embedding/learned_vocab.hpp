@@ -8,7 +8,7 @@
 /// Positions are ids of rows. A table has no row beyond its last: integers outside [0, max_seq_len) are refused, and
 /// so are reals.
 ///
-/// Shapes: x (B, *, L, H = dim). Cost: a copy of each row looked up, one pass over x. The adjoint is a scatter-add: a
+/// Shapes: x (B, *, L, H = dim). Cost: one pass over x. The adjoint is a scatter-add: a
 /// row gets the gradients of all tokens at its position.
 #pragma once
 
@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <span>
 #include <string_view>
@@ -69,25 +70,40 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
   [[nodiscard]] const Options& options() const { return options_; }
   [[nodiscard]] Index dim() const { return options_.dim; }
 
-  /// The rows (positions.size(), dim) of the table at these positions, which are integers in [0, max_seq_len).
-  void embed(std::span<const double> positions, Scalar* rows) const {
-    for (const double position : positions)
-      rows = std::copy_n(this->parameters_.weight.data() + offset(position), dim(), rows);
+  /// Finds the rows of positions, which are integers in [0, max_seq_len).
+  [[nodiscard]] auto rows() const {
+    return [this](std::span<const double> positions, detail::TokenRows<Scalar>& rows) {
+      for (std::size_t token = 0; token < positions.size(); ++token)
+        rows.refer(token, this->parameters_.weight.data() + offset(positions[token]));
+    };
   }
 
-  /// Adjoint of `embed`. The tokens of one position in a block are summed in double and rounded once.
-  void embed_backward(std::span<const double> positions, const double* grad_rows, Gradients& grads) const {
-    std::vector<std::size_t> order(positions.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::ranges::stable_sort(order, {}, [&](std::size_t i) { return positions[i]; });
-    Eigen::ArrayXd sum(dim());
-    for (auto token = order.begin(); token != order.end();) {
-      const double position = positions[*token];
-      sum.setZero();
-      for (; token != order.end() && positions[*token] == position; ++token)
-        sum += Eigen::Map<const Eigen::ArrayXd>(grad_rows + static_cast<Index>(*token) * dim(), dim());
-      Eigen::Map<Eigen::ArrayX<Scalar>>(grads.weight.data() + offset(position), dim()) += sum.cast<Scalar>();
-    }
+  /// Adjoint of `rows`. The tokens of one position in a block are summed in double and rounded once.
+  [[nodiscard]] auto rows_backward() const {
+    return [this](std::span<const double> positions, Index feature, Index features, const double* grad_rows,
+                  Gradients& grads) {
+      const auto add = [&](double position, const auto& sum) {
+        Eigen::Map<Eigen::ArrayX<Scalar>>(grads.weight.data() + offset(position) + feature, features) +=
+            sum.template cast<Scalar>();
+      };
+      const auto row = [&](std::size_t token) {
+        return Eigen::Map<const Eigen::ArrayXd>(grad_rows + static_cast<Index>(token) * features, features);
+      };
+      std::vector<std::size_t> order(positions.size());
+      std::iota(order.begin(), order.end(), std::size_t{0});
+      if (std::ranges::is_sorted(positions, std::less_equal<>())) {  // so they are distinct
+        for (const std::size_t token : order) add(positions[token], row(token));
+        return;
+      }
+      std::ranges::stable_sort(order, {}, [&](std::size_t i) { return positions[i]; });
+      Eigen::ArrayXd sum(features);
+      for (auto token = order.begin(); token != order.end();) {
+        const double position = positions[*token];
+        sum.setZero();
+        for (; token != order.end() && positions[*token] == position; ++token) sum += row(*token);
+        add(position, sum);
+      }
+    };
   }
 
   void check_positions(std::string_view hook, const TokenLocations& at) const {

@@ -7,9 +7,12 @@
 /// float is off by 8e-3 at position 131 072 already.
 #pragma once
 
+#include <Eigen/Core>
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -44,21 +47,6 @@ inline PairLayout pair_layout(SinusoidLayout layout, Index dim) {
   return {1, dim / 2};
 }
 
-/// One row of sines and cosines for each position.
-template <class Scalar>
-void fill_sines_and_cosines(std::span<const double> positions, double divisor, std::span<const double> frequencies,
-                            PairLayout layout, Index row_stride, Scalar* rows) {
-  for (std::size_t p = 0; p < positions.size(); ++p, rows += row_stride) {
-    const double scaled = positions[p] / divisor;
-    for (std::size_t i = 0; i < frequencies.size(); ++i) {
-      Scalar* pair = rows + static_cast<Index>(i) * layout.step;
-      const double angle = scaled * frequencies[i];
-      pair[0] = static_cast<Scalar>(std::sin(angle));
-      pair[layout.cosine] = static_cast<Scalar>(std::cos(angle));
-    }
-  }
-}
-
 /// Sines and cosines of positions as columns: (frequencies, columns), rows padded with zeros to whole lanes.
 template <class Scalar>
 struct SinusoidColumns {
@@ -66,79 +54,154 @@ struct SinusoidColumns {
   Index stride;
 };
 
-/// Makes `SinusoidColumns`. An integer position is an anchor, a multiple of 32, and a step from there: the sines and
-/// cosines of few anchors and of 32 steps give those of a long range by one complex product each, as close to the truth
-/// as the rounding of the angle is. What a position gets depends on nothing but the position.
+/// Makes sines and cosines of positions. The angle of an integer is the sum of those of its digits to the base 16. With
+/// the sines and cosines of the last three digits made once, and neighbours that share all digits but the last, a
+/// position takes little more than one complex product, as close to the truth as the rounding of the angle is. What a
+/// position gets depends on nothing but the position.
 class SinusoidMaker {
  public:
+  /// Cost: 21 sines and cosines a frequency.
   SinusoidMaker(std::span<const double> frequencies, double divisor)
-      : frequencies_(frequencies), divisor_(divisor), steps_(frequencies.size() * anchor) {}
+      : frequencies_(frequencies.begin(), frequencies.end()), divisor_(divisor) {
+    for (std::size_t place = 0; place < places; ++place) digits_[place] = digits(unit(place));
+  }
 
+  [[nodiscard]] std::span<const double> frequencies() const { return frequencies_; }
+  [[nodiscard]] double divisor() const { return divisor_; }
   [[nodiscard]] double angle(double position, std::size_t f) const { return position / divisor_ * frequencies_[f]; }
 
-  /// Positions are distinct and ascend.
+  /// Rows of sines and cosines.
   template <class Scalar>
-  [[nodiscard]] SinusoidColumns<Scalar> make(std::span<const double> positions) {
+  void fill_rows(std::span<const double> positions, SinusoidLayout layout, Scalar* rows) const {
+    if (layout == SinusoidLayout::interleaved)
+      fill_rows<SinusoidLayout::interleaved>(positions, rows);
+    else
+      fill_rows<SinusoidLayout::half>(positions, rows);
+  }
+
+  /// Columns of sines and cosines.
+  template <class Scalar>
+  [[nodiscard]] SinusoidColumns<Scalar> make(std::span<const double> positions) const {
+    constexpr std::size_t together = lanes<Scalar>;
+    const std::size_t pairs = frequencies_.size();
     SinusoidColumns<Scalar> result;
     result.stride = whole_lanes<Scalar>(static_cast<Index>(positions.size()));
-    result.sines.resize(frequencies_.size() * static_cast<std::size_t>(result.stride));
+    result.sines.resize(pairs * static_cast<std::size_t>(result.stride));
     result.cosines.resize(result.sines.size());
-    for (std::size_t begin = 0, end = 0; begin < positions.size(); begin = end) {
-      const double base = anchor_of(positions[begin]);
-      for (end = begin + 1; end < positions.size() && anchor_of(positions[end]) == base;) ++end;
-      fill(base, positions.subspan(begin, end - begin), result, begin);
+    std::vector<Scalar> rows(together * 2 * pairs);
+    for (std::size_t first = 0; first < positions.size(); first += together) {
+      const auto some = positions.subspan(first, std::min(together, positions.size() - first));
+      fill_rows(some, SinusoidLayout::half, rows.data());
+      for (std::size_t f = 0; f < pairs; ++f)
+        for (std::size_t c = 0; c < some.size(); ++c) {
+          const std::size_t to = f * static_cast<std::size_t>(result.stride) + first + c;
+          result.sines[to] = rows[c * 2 * pairs + f];
+          result.cosines[to] = rows[c * 2 * pairs + pairs + f];
+        }
     }
     return result;
   }
 
  private:
-  static constexpr std::size_t anchor = 32;
-  struct Pair {
-    double sine, cosine;
-  };
+  using Row = Eigen::ArrayXd;  // aligned
+  static constexpr std::size_t radix = 16, places = 3;
 
-  [[nodiscard]] Pair pair(double position, std::size_t f) const {
-    const double theta = angle(position, f);
-    return {std::sin(theta), std::cos(theta)};
+  /// What a digit counts.
+  static constexpr double unit(std::size_t place) {
+    double result = 1;
+    while (place-- > 0) result *= radix;
+    return result;
   }
 
-  /// The multiple of 32 below an integer; other reals are anchors of their own.
-  static double anchor_of(double position) {
-    return position == std::floor(position) ? std::floor(position / anchor) * anchor : position;
+  /// The multiple of `unit` below an integer; other reals stand for themselves.
+  static double below(double position, double unit) {
+    return position == std::floor(position) ? std::floor(position / unit) * unit : position;
   }
 
-  /// Columns first, first + 1, ... of positions that share an anchor.
-  template <class Scalar>
-  void fill(double base, std::span<const double> positions, SinusoidColumns<Scalar>& to, std::size_t first) {
-    std::array<std::size_t, anchor> step;
-    for (std::size_t c = 0; c < positions.size(); ++c) {
-      step[c] = static_cast<std::size_t>(positions[c] - base);
-      compute_step(step[c]);
+  [[nodiscard]] Index width() const { return 2 * std::ssize(frequencies_); }
+
+  /// [sines | cosines] of a position.
+  void fill_directly(double position, double* row) const {
+    if (position == 0) {  // as most are here, so without a call for each frequency
+      std::fill_n(row, frequencies_.size(), 0.0);
+      std::fill_n(row + frequencies_.size(), frequencies_.size(), 1.0);
+      return;
     }
     for (std::size_t f = 0; f < frequencies_.size(); ++f) {
-      const Pair at = pair(base, f);
-      const Pair* steps = steps_.data() + f * anchor;
-      Scalar* sine = to.sines.data() + f * static_cast<std::size_t>(to.stride) + first;
-      Scalar* cosine = to.cosines.data() + f * static_cast<std::size_t>(to.stride) + first;
-      for (std::size_t c = 0; c < positions.size(); ++c) {
-        const Pair by = steps[step[c]];
-        sine[c] = static_cast<Scalar>(at.sine * by.cosine + at.cosine * by.sine);
-        cosine[c] = static_cast<Scalar>(at.cosine * by.cosine - at.sine * by.sine);
-      }
+      const double theta = angle(position, f);
+      row[f] = std::sin(theta);
+      row[frequencies_.size() + f] = std::cos(theta);
     }
   }
 
-  void compute_step(std::size_t step) {
-    if (known_[step]) return;
-    known_[step] = true;
-    for (std::size_t f = 0; f < frequencies_.size(); ++f)
-      steps_[f * anchor + step] = pair(static_cast<double>(step), f);
+  /// Sines, times `sign`, and cosines of the sum of two angles, given those of both.
+  template <SinusoidLayout layout, class Scalar>
+  void multiply(const double* __restrict a, const double* __restrict b, Scalar* __restrict to, double sign = 1) const {
+    const std::size_t pairs = frequencies_.size();
+    for (std::size_t f = 0; f < pairs; ++f) {
+      const double sine = a[f] * b[pairs + f] + a[pairs + f] * b[f];
+      const double cosine = a[pairs + f] * b[pairs + f] - a[f] * b[f];
+      to[layout == SinusoidLayout::interleaved ? 2 * f : f] = static_cast<Scalar>(sign * sine);
+      to[layout == SinusoidLayout::interleaved ? 2 * f + 1 : pairs + f] = static_cast<Scalar>(cosine);
+    }
   }
 
-  std::span<const double> frequencies_;
+  /// Rows of 0, unit, ..., 15·unit, by the same trick.
+  [[nodiscard]] Row digits(double unit) const {
+    constexpr Index few = 4;
+    Row rows(static_cast<Index>(radix) * width());
+    for (Index digit = 0; digit < static_cast<Index>(radix); ++digit) {
+      double* row = rows.data() + digit * width();
+      const Index rest = digit % few;
+      if (rest == 0 || digit < few)
+        fill_directly(static_cast<double>(digit) * unit, row);
+      else
+        multiply<SinusoidLayout::half>(row - rest * width(), rows.data() + rest * width(), row);
+    }
+    return rows;
+  }
+
+  /// The rows of a position without its last digits, kept for the next one, which mostly shares them.
+  struct Prefix {
+    std::array<double, places + 1> position;
+    std::array<Row, places + 1> row;
+  };
+
+  /// The row of a digit of a position, 0 if the position is no integer.
+  [[nodiscard]] const double* digit_row(std::size_t place, double position) const {
+    const double digit = (below(position, unit(place)) - below(position, unit(place + 1))) / unit(place);
+    return digits_[place].data() + static_cast<Index>(digit) * width();
+  }
+
+  /// The row of a position without its last `place` digits.
+  const double* prefix_row(std::size_t place, double position, Prefix& prefix) const {
+    const double rounded = below(position, unit(place));
+    double* row = prefix.row[place].data();
+    if (prefix.position[place] != rounded) {
+      prefix.position[place] = rounded;
+      if (place == places)
+        fill_directly(rounded, row);
+      else
+        multiply<SinusoidLayout::half>(prefix_row(place + 1, position, prefix), digit_row(place, position), row);
+    }
+    return row;
+  }
+
+  template <SinusoidLayout layout, class Scalar>
+  void fill_rows(std::span<const double> positions, Scalar* rows) const {
+    Prefix prefix;
+    prefix.position.fill(std::numeric_limits<double>::quiet_NaN());
+    prefix.row.fill(Row(width()));
+    for (const double position : positions) {  // digits are those of the distance from 0
+      const double distance = std::abs(position);
+      multiply<layout>(prefix_row(1, distance, prefix), digit_row(0, distance), rows, std::copysign(1.0, position));
+      rows += width();
+    }
+  }
+
+  std::vector<double> frequencies_;
   double divisor_;
-  std::vector<Pair> steps_;  // (frequencies, 32), where known
-  std::array<bool, anchor> known_{};
+  std::array<Row, places> digits_;  // (16, [sines | cosines]) each
 };
 
 }  // namespace detail

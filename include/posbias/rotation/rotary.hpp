@@ -22,19 +22,20 @@
 ///     spectrum = n_dims      [a0 b0 a1 b1  .  .  .  . ]          [a0 a1 b0 b1  .  .  .  . ]
 ///
 /// Shapes: q (B, *, L1, NH, H), k (B, *, L2, NHk, H) with H = head_dim; v is not touched; L1 may differ from L2. Cost:
-/// O(L·n_dims) sines and cosines, one pass over q and k. Accuracy: sines and cosines are rounded once from double.
+/// a complex product for each pair of a position that the batch shares, one pass over q and k. Accuracy: sines and cosines are rounded once from double.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "posbias/core/module.hpp"
 #include "posbias/kernel/divide.hpp"
-#include "posbias/kernel/frequencies.hpp"
+#include "posbias/kernel/sinusoid_rows.hpp"
 
 namespace posbias {
 
@@ -76,20 +77,17 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
   explicit Rotary(const Options& options, std::uint64_t /*seed*/ = 0)
-      : Base(Divide<Scalar>(name, options.divide, options.learned_div)), options_(options) {
-    if (options.head_dim < 2 || options.head_dim % 2 != 0)
-      detail::fail<OptionError>(name, ": head_dim = ", options.head_dim,
-                                "; it is required, and must be even and positive");
-    if (options.n_dims == all) options_.n_dims = options.head_dim;
-    if (options_.n_dims < 0 || options_.n_dims > options.head_dim || options_.n_dims % 2 != 0)
-      detail::fail<OptionError>(name, ": n_dims = ", options.n_dims,
-                                "; it must be even, from 0 to head_dim = ", options.head_dim);
-    if (!detail::is_finite(options.base) || options.base <= 0)
-      detail::fail<OptionError>(name, ": base = ", options.base, "; it must be positive and finite");
-    frequencies_ = detail::inverse_frequencies(options_.n_dims / 2, width(), options.base);
-  }
+      : Base(Divide<Scalar>(name, options.divide, options.learned_div)),
+        options_(checked(options)),
+        sinusoids_(detail::inverse_frequencies(options_.n_dims / 2, width(), options_.base),
+                   this->parameters_.divisor(), SinusoidLayout::half) {}
 
   [[nodiscard]] const Options& options() const { return options_; }
+
+  /// Makes the sines and cosines of positions 0 .. length - 1 ahead: (length, n_dims) scalars, which copies share.
+  /// Results stay the same bits. With a learned divisor the table is of use until the divisor changes. Throws
+  /// OptionError.
+  void reserve(Index length) { sinusoids_.reserve(name, length, this->parameters_.divisor()); }
 
   /// Rotates q and k in place, once if they are one and the same tensor. Tokens without a position stay as they are.
   /// Throws ShapeError, PositionError.
@@ -106,7 +104,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
                         const PairPositions& at, Gradients& grads) const {
     const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
     const detail::TensorView<const Scalar, 3> values[] = {detail::view<3>(q), detail::view<3>(k)};
-    for (std::size_t i = 0; i < grad_sides.size(); ++i) backward(grad_sides[i], values[i], at.executor, grads);
+    const auto find = sinusoids_.in_call(this->parameters_.divisor());
+    for (std::size_t i = 0; i < grad_sides.size(); ++i) backward(grad_sides[i], values[i], find, at.executor, grads);
   }
 
   template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
@@ -127,6 +126,20 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
  private:
+  /// With n_dims resolved.
+  static Options checked(Options options) {
+    if (options.head_dim < 2 || options.head_dim % 2 != 0)
+      detail::fail<OptionError>(name, ": head_dim = ", options.head_dim,
+                                "; it is required, and must be even and positive");
+    if (options.n_dims == all) options.n_dims = options.head_dim;
+    if (options.n_dims < 0 || options.n_dims > options.head_dim || options.n_dims % 2 != 0)
+      detail::fail<OptionError>(name, ": n_dims = ", options.n_dims,
+                                "; it must be even, from 0 to head_dim = ", options.head_dim);
+    if (!detail::is_finite(options.base) || options.base <= 0)
+      detail::fail<OptionError>(name, ": base = ", options.base, "; it must be positive and finite");
+    return options;
+  }
+
   /// Where the two features of pair i stand in a head: at i·step and i·step + partner.
   struct PairStrides {
     Index step, partner;
@@ -140,12 +153,11 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   template <int Direction, class Q, class K, class V>
   void turn(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
-    for (const Side& side : sides(hook, q, k, v, at)) {
-      at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
-        for_each_head(side, index, [](Index, std::span<const Scalar> row, Scalar* head, PairStrides strides) {
-          rotate<Direction>(row, head, strides);
-        });
-      });
+    const std::vector<Side> both = sides(hook, q, k, v, at);
+    const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
+    for (const Side& side : both) {
+      at.executor.parallel_for(detail::token_blocks(side.locations),
+                               [&](Index index) { turn_block<Direction>(side, index, find); });
     }
   }
 
@@ -188,52 +200,97 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     return {feature_stride, width() / 2 * feature_stride};
   }
 
-  /// Calls `visit(row of the block, [sines | cosines], head, strides)` for every head of every token of a block.
-  template <class Visit>
-  void for_each_head(const Side& side, Index index, const Visit& visit) const {
+  /// What a feature becomes, given the other one of its pair: a·cos + b·(-sin), or b·cos + a·sin.
+  static Scalar turned(Scalar own, Scalar cosine, Scalar partner, Scalar signed_sine) {
+    return own * cosine + partner * signed_sine;
+  }
+
+  /// Turns the heads of a block of tokens, in the order of memory.
+  template <int Direction, class Find>
+  void turn_block(const Side& side, Index index, const Find& find) const {
     if (side.view.shape[1] == 0) return;  // no heads: no memory to point into
+    const Index token_stride = side.view.strides[0], head_stride = side.view.strides[1];
+    const Index feature_stride = side.view.strides[2];
+    const Index heads = side.view.shape[1], pairs = options_.n_dims / 2;
     detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
-      const Index pairs = options_.n_dims / 2;
-      std::vector<Scalar> rows(block.positions.size() * static_cast<std::size_t>(2 * pairs));
-      detail::fill_sines_and_cosines<Scalar>(block.positions, this->parameters_.divisor(), frequencies_, {1, pairs},
-                                             2 * pairs, rows.data());
-      const auto& strides = side.view.strides;
+      detail::TokenRows<Scalar> rows;
+      find(block.positions, rows);
+      std::vector<Scalar*> batches;
       for (Index n = block.first_batch; n < block.end_batch; ++n)
-        for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row) {
-          Scalar* token = side.view.batch(n) + (block.first_token + row) * strides[0];
-          const std::span<const Scalar> sines_cosines(rows.data() + row * 2 * pairs,
-                                                      static_cast<std::size_t>(2 * pairs));
-          for (Index h = 0; h < side.view.shape[1]; ++h)
-            visit(row, sines_cosines, token + h * strides[1], pair_strides(strides[2]));
+        batches.push_back(side.view.batch(n) + block.first_token * token_stride);
+      const Index tokens = std::ssize(block.positions);
+      if (feature_stride == 1) {
+        std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
+        for (Index token = 0; token < tokens; ++token) {
+          const auto each_head = [&](const auto& turn) {
+            for (Scalar* batch : batches)
+              for (Index h = 0; h < heads; ++h) turn(batch + token * token_stride + h * head_stride);
+          };
+          if (options_.pairing == RotaryPairing::interleaved) {
+            spread_row<Direction>(rows[token], pairs, spread.data());
+            each_head([&](Scalar* head) { turn_interleaved(spread.data(), pairs, head); });
+          } else {
+            const Index partner = width() / 2;
+            each_head([&](Scalar* head) { turn_halves<Direction>(rows[token], pairs, head, head + partner); });
+          }
         }
+      } else {
+        const PairStrides strides = pair_strides(feature_stride);
+        for (Index h = 0; h < heads; ++h)
+          for (Index i = 0; i < pairs; ++i)
+            for (Index token = 0; token < tokens; ++token)
+              for (Scalar* batch : batches) {
+                Scalar* pair = batch + token * token_stride + h * head_stride + i * strides.step;
+                const Scalar a = pair[0], b = pair[strides.partner];
+                const Scalar sine = Direction * rows[token][i], cosine = rows[token][pairs + i];
+                pair[0] = turned(a, cosine, b, -sine);
+                pair[strides.partner] = turned(b, cosine, a, sine);
+              }
+      }
     });
   }
 
+  /// Turns a head of features [a... b...] whose halves lie next to each other.
   template <int Direction>
-  static void rotate(std::span<const Scalar> row, Scalar* head, PairStrides strides) {
-    const std::size_t pairs = row.size() / 2;
-    const Scalar* sines = row.data();
-    const Scalar* cosines = sines + pairs;
-    for (std::size_t i = 0; i < pairs; ++i, head += strides.step) {
-      const Scalar a = head[0];
-      const Scalar b = head[strides.partner];
-      const Scalar sine = Direction * sines[i];
-      head[0] = a * cosines[i] - b * sine;
-      head[strides.partner] = a * sine + b * cosines[i];
+  static void turn_halves(const Scalar* __restrict row, Index pairs, Scalar* __restrict as, Scalar* __restrict bs) {
+    const Scalar* __restrict cosines = row + pairs;
+    for (Index i = 0; i < pairs; ++i) {
+      const Scalar a = as[i], b = bs[i], sine = Direction * row[i];
+      as[i] = turned(a, cosines[i], b, -sine);
+      bs[i] = turned(b, cosines[i], a, sine);
     }
   }
 
-  void backward(const Side& grad, const detail::TensorView<const Scalar, 3>& value, const Executor& executor,
-                Gradients& grads) const {
+  /// Turns a head of features [a b a b ...], given cosines and signed sines that stand as they do.
+  static void turn_interleaved(const Scalar* __restrict cosines, Index pairs, Scalar* __restrict head) {
+    const Scalar* __restrict sines = cosines + 2 * pairs;
+    for (Index i = 0; i < 2 * pairs; i += 2) {
+      const Scalar a = head[i], b = head[i + 1];
+      head[i] = turned(a, cosines[i], b, sines[i]);
+      head[i + 1] = turned(b, cosines[i + 1], a, sines[i + 1]);
+    }
+  }
+
+  /// [s s | c c] to [c c c c | -s s -s s], for all heads of a token: processors then only swap neighbours.
+  template <int Direction>
+  static void spread_row(const Scalar* __restrict row, Index pairs, Scalar* __restrict spread) {
+    Scalar* __restrict sines = spread + 2 * pairs;
+    for (Index i = 0; i < pairs; ++i) {
+      spread[2 * i] = spread[2 * i + 1] = row[pairs + i];
+      sines[2 * i] = -Direction * row[i];
+      sines[2 * i + 1] = Direction * row[i];
+    }
+  }
+
+  void backward(const Side& grad, const detail::TensorView<const Scalar, 3>& value, const auto& find,
+                const Executor& executor, Gradients& grads) const {
     // One partial sum per block, added up in order: the same result for any number of threads.
     const bool learned = this->parameters_.learned();
     const Index blocks = detail::token_blocks(grad.locations);
     std::vector<double> sums(learned ? static_cast<std::size_t>(blocks) : 0);
     executor.parallel_for(blocks, [&](Index index) {
       if (learned) sums[static_cast<std::size_t>(index)] = angle_gradient(grad, value, index);
-      for_each_head(grad, index, [](Index, std::span<const Scalar> row, Scalar* head, PairStrides strides) {
-        rotate<-1>(row, head, strides);
-      });
+      turn_block<-1>(grad, index, find);
     });
     double sum = 0;
     for (double part : sums) sum += part;
@@ -243,32 +300,52 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Sum of gradient times angle over the pairs of a block.
   [[nodiscard]] double angle_gradient(const Side& grad, const detail::TensorView<const Scalar, 3>& value,
                                       Index index) const {
-    const double divisor = this->parameters_.divisor();
-    double sum = 0;
+    const std::span<const double> frequencies = sinusoids_.frequencies();
+    std::vector<double> sums(frequencies.size());  // one for each frequency
     detail::visit_token_block(grad.locations, grad.view.batches(), index, [&](const detail::TokenBlock& block) {
-      const PairStrides grad_strides = pair_strides(grad.view.strides[2]);
-      const PairStrides value_strides = pair_strides(value.strides[2]);
       for (Index n = block.first_batch; n < block.end_batch; ++n)
-        for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row)
-          for (Index h = 0; h < grad.view.shape[1]; ++h) {
-            const Index token = block.first_token + row;
-            const Scalar* g = grad.view.batch(n) + token * grad.view.strides[0] + h * grad.view.strides[1];
-            const Scalar* x = value.batch(n) + token * value.strides[0] + h * value.strides[1];
-            const double scaled = block.positions[static_cast<std::size_t>(row)] / divisor;
-            for (const double frequency : frequencies_) {
-              const double turn = static_cast<double>(g[grad_strides.partner]) * static_cast<double>(x[0]) -
-                                  static_cast<double>(g[0]) * static_cast<double>(x[value_strides.partner]);
-              sum += turn * scaled * frequency;
-              g += grad_strides.step;
-              x += value_strides.step;
-            }
-          }
+        for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row) {
+          const double scaled = block.positions[static_cast<std::size_t>(row)] / this->parameters_.divisor();
+          const auto token = [&](const auto& view) {
+            return view.batch(n) + (block.first_token + row) * view.strides[0];
+          };
+          for (Index h = 0; h < grad.view.shape[1]; ++h)
+            add_turns(token(grad.view) + h * grad.view.strides[1], grad.view.strides[2],
+                      token(value) + h * value.strides[1], value.strides[2], scaled, sums);
+        }
     });
+    double sum = 0;
+    for (std::size_t i = 0; i < sums.size(); ++i) sum += sums[i] * frequencies[i];
     return sum;
   }
 
+  /// Adds `scaled` times the gradients by the angles of a head's pairs.
+  void add_turns(const Scalar* grad, Index grad_stride, const Scalar* value, Index value_stride, double scaled,
+                 std::vector<double>& sums) const {
+    const auto add = [&](auto grad_step, auto grad_partner, auto value_step, auto value_partner) {
+      double* __restrict sum = sums.data();
+      for (Index i = 0; i < std::ssize(sums); ++i) {
+        const auto at = [i](const Scalar* head, Index step, Index offset) {
+          return static_cast<double>(head[i * step + offset]);
+        };
+        sum[i] += (at(grad, grad_step, grad_partner) * at(value, value_step, 0) -
+                   at(grad, grad_step, 0) * at(value, value_step, value_partner)) *
+                  scaled;
+      }
+    };
+    const PairStrides g = pair_strides(grad_stride), x = pair_strides(value_stride);
+    constexpr std::integral_constant<Index, 1> one;
+    constexpr std::integral_constant<Index, 2> two;
+    if (grad_stride != 1 || value_stride != 1)
+      add(g.step, g.partner, x.step, x.partner);
+    else if (options_.pairing == RotaryPairing::interleaved)
+      add(two, one, two, one);
+    else
+      add(one, g.partner, one, x.partner);
+  }
+
   Options options_;
-  std::vector<double> frequencies_;
+  detail::SinusoidRows<Scalar> sinusoids_;
 };
 
 }  // namespace posbias
