@@ -34,6 +34,9 @@ void add_embeddings() {
     add_two_threads(name, shape, make, limit);
   };
   const Sinusoidal<float> sinusoidal({.dim = dim});
+  Sinusoidal<float> reserved = sinusoidal;
+  reserved.reserve(L);
+  add_module("Sinusoidal, reserved", reserved, at_most(1.25), Limit::memory);
   add_module("Sinusoidal, cold", sinusoidal, at_most(2), Limit::memory);
   const LearnedVocab<float> vocab({.dim = dim, .max_seq_len = L});
   add_module("LearnedVocab", vocab, at_most(1.5), Limit::memory);

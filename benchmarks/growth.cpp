@@ -57,7 +57,8 @@ void add_bias(const std::string& name, const Module& module) {
 void add_growth() {
   add_bias("ALiBi", ALiBi<float>({.n_heads = 12}));
   add_bias("T5", RelativePositionBias<float>({.n_heads = 12}));
-  const Rotary<float> rotary({.head_dim = 64});
+  Rotary<float> rotary({.head_dim = 64});
+  rotary.reserve(100'001);
   add_growth_of("mod_x Sinusoidal", benchmark::oN, {2048, 4096, 8192, 16384}, [](Index N) -> Run {
     const auto x = shared_tensor(8, N, 512);
     return [x, module = Sinusoidal<float>({.dim = 512})] { module.mod_x(*x); };

@@ -38,10 +38,15 @@ void add_rotary() {
        {std::pair("interleaved", RotaryPairing::interleaved), std::pair("half", RotaryPairing::half)}) {
     const std::string work = "Rotary " + std::string(name);
     const Rotary<float> cold({.head_dim = H, .pairing = pairing});
+    Rotary<float> reserved = cold;
+    reserved.reserve(L);
+    const auto make = [=] { return mod_qkv(reserved); };
     const auto make_cold = [=] { return mod_qkv(cold); };
+    add_forward({"mod_qkv", work + ", reserved", shape, "in-place scale of q and k", at_most(1.25)}, make);
     add_forward({"mod_qkv", work + ", cold", shape, "in-place scale of q and k", at_most(2)}, make_cold);
+    add_two_threads(work + ", reserved", shape, make, Limit::memory);
     add_two_threads(work + ", cold", shape, make_cold, Limit::memory);
-    add_backward(work, shape, make_cold, Limit::memory);
+    add_backward(work, shape, make, Limit::memory);
   }
   const Rotary<float> learned({.head_dim = H, .learned_div = true});
   add_backward(
@@ -52,7 +57,8 @@ void add_rotary() {
     add_forward({"mod_qkv", "Rotary, one token at " + std::to_string(position), shape_text(1, 1, NH, H),
                  "the same at position 0", target},
                 [=] {
-                  const Rotary<float> module({.head_dim = H});
+                  Rotary<float> module({.head_dim = H});
+                  module.reserve(100'001);
                   return Subject{step(module, position), step(module, 0)};
                 });
   }
