@@ -88,10 +88,15 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   /// The bias (heads, relative.size()) of some heads at key minus query positions.
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
     const double divisor = this->parameters_.divisor();
-    for (Index h = head; h < head + heads; ++h)
-      for (const double r : relative)
-        *values++ =
-            blocked(h, r) ? -std::numeric_limits<Scalar>::infinity() : static_cast<Scalar>(penalty(h, r, divisor));
+    std::vector<double> distances(relative.size());
+    for (std::size_t d = 0; d < relative.size(); ++d) distances[d] = std::abs(relative[d]) / divisor;
+    for (Index h = head; h < head + heads; ++h) {
+      Scalar* value = values + (h - head) * static_cast<Index>(relative.size());
+      for (std::size_t d = 0; d < relative.size(); ++d) value[d] = static_cast<Scalar>(penalty(h, distances[d]));
+      if (!looks_one_way(h)) continue;
+      for (std::size_t d = 0; d < relative.size(); ++d)
+        if (blocked(h, relative[d])) value[d] = -std::numeric_limits<Scalar>::infinity();
+    }
   }
 
   /// Adjoint of `evaluate`: with y = |r| / divisor the bias is -slope·y; what is blocked does not move.
@@ -102,7 +107,7 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
     for (Index h = head; h < head + heads; ++h)
       for (const double r : relative) {
         const double grad = *grad_values++;
-        if (!blocked(h, r)) sum += grad * penalty(h, r, divisor);
+        if (!blocked(h, r)) sum += grad * penalty(h, std::abs(r) / divisor);
       }
     this->parameters_.backward(sum, grads);
   }
@@ -111,14 +116,13 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   [[nodiscard]] double slope(Index h) const { return slopes_[static_cast<std::size_t>(h)]; }
 
   /// Never -0, nor 0 times infinity.
-  [[nodiscard]] double penalty(Index h, double relative, double divisor) const {
-    return slope(h) == 0 ? 0 : 0 - slope(h) * (std::abs(relative) / divisor);
-  }
+  [[nodiscard]] double penalty(Index h, double distance) const { return slope(h) == 0 ? 0 : 0 - slope(h) * distance; }
+
+  [[nodiscard]] bool looks_one_way(Index h) const { return options_.asymmetric && h < options_.use_n_heads; }
 
   /// `relative` is key minus query.
   [[nodiscard]] bool blocked(Index h, double relative) const {
-    if (!options_.asymmetric || h >= options_.use_n_heads) return false;
-    return h % 2 == 0 ? relative < 0 : relative > 0;
+    return looks_one_way(h) && (h % 2 == 0 ? relative < 0 : relative > 0);
   }
 
   Options options_;

@@ -7,10 +7,14 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <cstdint>
 
 #include "posbias/core/index.hpp"
 
 namespace posbias {
+
+/// What a bias is added to: the logits that are there, or zeros, so that whatever is there does not matter.
+enum class Onto { logits, zeros };
 
 /// Logits of batch entry `batch`, heads [head, head + heads), queries [query, query + queries) and keys [key, key +
 /// keys); `data` is the first of them, strides count elements.
@@ -32,15 +36,39 @@ struct LogitTile {
 
 namespace detail {
 
-/// Adds values to logits `key_stride` apart.
+/// As many values as are read at a time: 32 bytes. Rows of logits seldom begin where columns do, and more bytes than that
+/// nearly always lie across two cache lines.
 template <class Scalar>
-void add_values(const Scalar* values, Index count, Scalar* logits, Index key_stride) {
-  using Values = Eigen::ArrayX<Scalar>;
-  const Eigen::Map<const Values> from(values, count);
-  if (key_stride == 1)  // told apart because Eigen's packets need it
-    Eigen::Map<Values>(logits, count) += from;
+using SomeValues = Eigen::Array<Scalar, 32 / sizeof(Scalar), 1>;
+
+/// Adds some values to neighbouring logits.
+template <Onto onto, class Scalar>
+void add_some(const SomeValues<Scalar>& values, Scalar* logits) {
+  Eigen::Map<SomeValues<Scalar>> to(logits);
+  if constexpr (onto == Onto::logits)
+    to += values;
   else
-    Eigen::Map<Values, Eigen::Unaligned, Eigen::InnerStride<>>(logits, count, Eigen::InnerStride<>(key_stride)) += from;
+    to = Scalar(0) + values;
+}
+
+/// Adds values to logits `key_stride` apart.
+template <Onto onto = Onto::logits, class Scalar>
+void add_values(const Scalar* values, Index count, Scalar* logits, Index key_stride) {
+  constexpr Index some = SomeValues<Scalar>::SizeAtCompileTime;
+  Index j = 0;
+  if (key_stride == 1)
+    for (; j + some <= count; j += some)
+      add_some<onto, Scalar>(Eigen::Map<const SomeValues<Scalar>>(values + j), logits + j);
+  for (; j < count; ++j) {
+    Scalar& logit = logits[j * key_stride];
+    logit = (onto == Onto::logits ? logit : Scalar(0)) + values[j];
+  }
+}
+
+/// Adds values at some places to neighbouring logits.
+template <Onto onto, class Scalar>
+void add_values_at(const Scalar* values, const std::int64_t* places, Index count, Scalar* logits) {
+  for (Index j = 0; j < count; ++j) logits[j] = (onto == Onto::logits ? logits[j] : Scalar(0)) + values[places[j]];
 }
 
 }  // namespace detail

@@ -49,8 +49,8 @@ void for_each_tile(const TensorView<S, 3>& logits, TileWidth width, Index n, Ind
                        std::min(keys_per_tile, all_keys - key)});
 }
 
-/// Adds a prepared bias to a whole mask.
-template <class Prepared>
+/// Adds a prepared bias to a whole mask; to zeros only what can do that.
+template <Onto onto = Onto::logits, class Prepared>
 void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Prepared& prepared,
                  const Executor& executor) {
   constexpr Index queries_per_task = 64;
@@ -58,7 +58,12 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
   executor.parallel_for(mask.batches() * blocks, [&](Index task) {
     const Index query = task % blocks * queries_per_task;
     for_each_tile(mask, Prepared::tile_width, task / blocks, 0, mask.shape[0], query,
-                  std::min(queries_per_task, mask.shape[1] - query), [&](const auto& tile) { prepared.add_to(tile); });
+                  std::min(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
+                    if constexpr (onto == Onto::logits)
+                      prepared.add_to(tile);
+                    else
+                      prepared.template add_to<onto>(tile);
+                  });
   });
 }
 

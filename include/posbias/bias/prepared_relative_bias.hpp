@@ -15,6 +15,7 @@
 
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/relative_columns.hpp"
+#include "posbias/bias/toeplitz.hpp"
 #include "posbias/core/parameters.hpp"
 
 namespace posbias {
@@ -48,11 +49,23 @@ class PreparedRelativeBias {
   /// Whether the gradient of tiles comes to anything.
   [[nodiscard]] bool accumulates() const { return bias_->has_parameters(); }
 
+  /// Whether every logit has a value in the table. If so, `add_to` writes all of a tile.
+  [[nodiscard]] bool covers_all() const { return tabulated() && columns_.covers_all(); }
+
   /// Adds the bias to a tile. Queries and keys without a position get none.
+  template <Onto onto = Onto::logits>
   void add_to(const LogitTile<Scalar>& tile) const {
-    if (tabulated()) {
-      for_each_slice(tile, [&](Scalar* logits, std::size_t begin, Index count) {
-        detail::add_values(&table_[begin], count, logits, tile.key_stride);
+    if (tabulated() && columns_.in_runs() && tile.key_stride == 1) {
+      const auto pieces = columns_.pieces(tile);
+      for (Index h = 0; h < tile.heads; ++h)
+        columns_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
+          detail::add_toeplitz<onto, Scalar>(
+              {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
+              pieces);
+        });
+    } else if (tabulated()) {
+      for_each_slice(tile, [&](Scalar* logits, Index begin, Index count) {
+        detail::add_values<onto>(table_.data() + begin, count, logits, tile.key_stride);
       });
     } else {
       std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
@@ -60,8 +73,8 @@ class PreparedRelativeBias {
         bias_->evaluate(relative, tile.head, tile.heads, values.data());
         const auto count = static_cast<Index>(relative.size());
         for (Index h = 0; h < tile.heads; ++h)
-          detail::add_values(values.data() + h * count, count, tile.row(h, i) + skip * tile.key_stride,
-                             tile.key_stride);
+          detail::add_values<onto>(values.data() + h * count, count, tile.row(h, i) + skip * tile.key_stride,
+                                   tile.key_stride);
       });
     }
   }
@@ -80,8 +93,8 @@ class PreparedRelativeBias {
   /// that share a head must come one after another; without a table, all tiles must.
   void accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
     if (tabulated()) {
-      for_each_slice(tile, [&](const Scalar* logits, std::size_t begin, Index count) {
-        Eigen::Map<Eigen::ArrayXd>(&accumulator.sums[begin], count) +=
+      for_each_slice(tile, [&](const Scalar* logits, Index begin, Index count) {
+        Eigen::Map<Eigen::ArrayXd>(accumulator.sums.data() + begin, count) +=
             ConstValues(logits, count, Stride(tile.key_stride)).template cast<double>();
       });
     } else {
@@ -120,7 +133,13 @@ class PreparedRelativeBias {
 
   [[nodiscard]] Index width() const { return static_cast<Index>(columns_.relative().size()); }
 
-  /// Calls `visit(first logit, first entry of table_, count)` for every slice of the table that meets the tile: found
+  /// Where the table has the values of a head.
+  template <class S>
+  [[nodiscard]] Index first_value(const LogitTile<S>& tile, Index h) const {
+    return (tile.head + h) * width();
+  }
+
+  /// Calls `visit(first logit, first value of the table, count)` for every slice of the table that meets the tile: found
   /// once for all heads, and handed out head by head, some hundred at a time.
   template <class S, class Visit>
   void for_each_slice(const LogitTile<S>& tile, const Visit& visit) const {
@@ -129,8 +148,8 @@ class PreparedRelativeBias {
     const auto hand_out = [&] {
       for (Index h = 0; h < tile.heads; ++h)
         for (const detail::ColumnSlice& slice : std::span(slices).first(found))
-          visit(tile.row(h, slice.query) + slice.key * tile.key_stride,
-                static_cast<std::size_t>((tile.head + h) * width() + slice.column), slice.count);
+          visit(tile.row(h, slice.query) + slice.key * tile.key_stride, first_value(tile, h) + slice.column,
+                slice.count);
       found = 0;
     };
     columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {

@@ -51,6 +51,13 @@ class RelativeBias : public Module<Derived, Parameters> {
     modify("mod_mask", detail::view<3>(mask), at);
   }
 
+  /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
+  template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
+    modify<Onto::zeros>("mod_mask", detail::view<3>(mask), at);
+  }
+
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
   /// a table it runs on the calling thread. Throws ShapeError, PositionError.
   template <TensorOf<Scalar, 3> M>
@@ -72,8 +79,7 @@ class RelativeBias : public Module<Derived, Parameters> {
                                                                const PairPositions& at = {}) const {
     check_lengths("bias", queries, keys);
     Eigen::Tensor<Scalar, 3, Eigen::RowMajor> result(derived().n_heads(), queries, keys);
-    std::fill_n(result.data(), result.size(), Scalar(0));
-    modify("bias", detail::view<3>(result), at);
+    modify<Onto::zeros>("bias", detail::view<3>(result), at);
     return result;
   }
 
@@ -150,8 +156,14 @@ class RelativeBias : public Module<Derived, Parameters> {
     return result;
   }
 
+  template <Onto onto = Onto::logits>
   void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
-    detail::add_to_mask(mask, Prepared(derived(), checked(hook, "mask", mask, at)), at.executor);
+    const Prepared prepared(derived(), checked(hook, "mask", mask, at));
+    if constexpr (onto == Onto::zeros) {
+      if (prepared.covers_all()) return detail::add_to_mask<onto>(mask, prepared, at.executor);
+      std::fill_n(mask.data, mask.whole_shape().count(), Scalar(0));
+    }
+    detail::add_to_mask(mask, prepared, at.executor);
   }
 
   void backward(const detail::TensorView<const Scalar, 3>& grad_mask, const PairPositions& at, Gradients& grads) const {

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "posbias/bias/logit_tile.hpp"
+#include "posbias/bias/toeplitz.hpp"
 #include "posbias/core/positions.hpp"
 
 namespace posbias::detail {
@@ -74,6 +75,81 @@ class ColumnOf {
   int shift_ = 0;
 };
 
+/// Tokens [begin, begin + count) of a row of positions, which are first, first + 1, ... if consecutive.
+struct PositionRun {
+  Index begin, count;
+  std::int64_t first;
+  bool consecutive = true;
+};
+
+/// Rows of integer positions as runs.
+class PositionRuns {
+ public:
+  PositionRuns() = default;
+  explicit PositionRuns(const TokenLocations& at) : shared_(at.shared()) {
+    for (Index n = 0; n < at.rows(); ++n) {
+      first_.push_back(runs_.size());
+      const Index step = at.consecutive() ? at.count() : 1;
+      for (Index i = 0; i < at.count(); i += step) {
+        const std::int64_t position = at.integer(n, i);
+        const bool continues = i > 0 && position == runs_.back().first + runs_.back().count;
+        if (continues)
+          ++runs_.back().count;
+        else
+          runs_.push_back({at.first() + i, step, position});
+      }
+    }
+    first_.push_back(runs_.size());
+  }
+
+  [[nodiscard]] bool empty() const { return runs_.empty(); }
+
+  /// The same with neighbours in place of runs that are shorter than `shortest`: each as long as can be, of tokens whose
+  /// positions are not consecutive.
+  [[nodiscard]] PositionRuns joined(Index shortest) const {
+    PositionRuns result;
+    result.shared_ = shared_;
+    for (std::size_t row = 0; row + 1 < first_.size(); ++row) {
+      result.first_.push_back(result.runs_.size());
+      for (std::size_t r = first_[row]; r < first_[row + 1]; ++r) {
+        const bool short_one = runs_[r].count < shortest;
+        const bool joins = short_one && r > first_[row] && !result.runs_.back().consecutive;
+        if (joins) {
+          result.runs_.back().count += runs_[r].count;
+        } else {
+          result.runs_.push_back(runs_[r]);
+          result.runs_.back().consecutive = !short_one;
+        }
+      }
+    }
+    result.first_.push_back(result.runs_.size());
+    return result;
+  }
+
+  [[nodiscard]] bool all_consecutive() const {
+    return std::all_of(runs_.begin(), runs_.end(), [](const PositionRun& run) { return run.consecutive; });
+  }
+
+  /// Calls `visit(PositionRun)` for what lies within tokens [begin, end) of a batch entry.
+  template <class Visit>
+  void for_each(Index batch, Index begin, Index end, const Visit& visit) const {
+    const std::size_t row = shared_ ? 0 : static_cast<std::size_t>(batch);
+    const auto last = runs_.begin() + static_cast<std::ptrdiff_t>(first_[row + 1]);
+    auto run = std::upper_bound(runs_.begin() + static_cast<std::ptrdiff_t>(first_[row]), last, begin,
+                                [](Index token, const PositionRun& r) { return token < r.begin + r.count; });
+    for (; run != last && run->begin < end; ++run) {
+      const Index from = std::max(run->begin, begin);
+      visit(PositionRun{from, std::min(run->begin + run->count, end) - from, run->first + (from - run->begin),
+                        run->consecutive});
+    }
+  }
+
+ private:
+  bool shared_ = true;
+  std::vector<PositionRun> runs_;
+  std::vector<std::size_t> first_;  // run of each row, and the end
+};
+
 /// Keys [key, key + count) of a query read columns [column, column + count); query and key are counted within a tile.
 struct ColumnSlice {
   Index query, key, column, count;
@@ -91,6 +167,9 @@ class RelativeColumns {
   /// False where there are no columns: read rows with `for_each_row`.
   [[nodiscard]] bool numbered() const { return !relative_.empty(); }
 
+  /// Whether every query and every key has a position.
+  [[nodiscard]] bool covers_all() const { return at_.q.first() == 0 && at_.k.first() == 0; }
+
   /// Key minus query position of every column, ascending.
   [[nodiscard]] std::span<const double> relative() const { return relative_; }
 
@@ -100,11 +179,45 @@ class RelativeColumns {
   void for_each_slice(const LogitTile<S>& tile, const Visit& visit) const {
     const Index first_key = std::max(tile.key, at_.k.first());
     for (Index i = first_query(tile); i < tile.queries; ++i) {
-      if (runs_.empty())
+      if (keys_.empty()) {
         slices_of_differences(tile, i, first_key, visit);
-      else
-        slices_of_runs(tile, i, visit);
+      } else {
+        const std::int64_t origin = at_.q.integer(tile.batch, tile.query + i - at_.q.first()) + lowest_;
+        keys_.for_each(tile.batch, tile.key, tile.key + tile.keys, [&](const PositionRun& run) {
+          visit(ColumnSlice{i, run.begin - tile.key, static_cast<Index>(run.first - origin), run.count});
+        });
+      }
     }
+  }
+
+  /// Whether the queries and keys of a tile come in runs.
+  [[nodiscard]] bool in_runs() const { return !keys_.empty(); }
+
+  /// The runs of keys of a tile, if in runs, with the columns that the first of all queries reads. Keys that are (nearly)
+  /// on their own are in one piece.
+  template <class S>
+  [[nodiscard]] std::vector<ColumnPiece> pieces(const LogitTile<S>& tile) const {
+    std::vector<ColumnPiece> result;
+    const std::int64_t* const places =
+        places_.data() + (at_.k.shared() ? 0 : tile.batch * at_.k.count()) - at_.k.first();
+    const std::int64_t origin = at_.q.integer(0, 0) + lowest_;
+    joined_keys_.for_each(tile.batch, tile.key, tile.key + tile.keys, [&](const PositionRun& run) {
+      if (run.consecutive)
+        result.push_back({run.begin - tile.key, run.count, static_cast<Index>(run.first - origin)});
+      else
+        result.push_back(
+            {run.begin - tile.key, run.count, static_cast<Index>(first_place_ - origin), places + run.begin});
+    });
+    return result;
+  }
+
+  /// Calls `visit(query of the tile, queries, column)` for the runs of queries of a tile. The first of a run reads columns
+  /// `column` further up than the pieces say, each further one a column further down.
+  template <class S, class Visit>
+  void for_each_run_of_queries(const LogitTile<S>& tile, const Visit& visit) const {
+    queries_.for_each(tile.batch, tile.query, tile.query + tile.queries, [&](const PositionRun& run) {
+      visit(run.begin - tile.query, run.count, static_cast<Index>(at_.q.integer(0, 0) - run.first));
+    });
   }
 
   /// Calls `visit(query of the tile, first key of the tile with a position, relative positions from there on)`.
@@ -122,12 +235,6 @@ class RelativeColumns {
   }
 
  private:
-  /// Keys [begin, begin + count) of a batch entry at positions first, first + 1, ...
-  struct Run {
-    Index begin, count;
-    std::int64_t first;
-  };
-
   struct Extremes {
     std::int64_t lowest, highest;
   };
@@ -174,18 +281,14 @@ class RelativeColumns {
     relative_.resize(static_cast<std::size_t>(beyond_first) + 1);
     for (std::size_t c = 0; c < relative_.size(); ++c)
       relative_[c] = static_cast<double>(lowest_ + static_cast<std::int64_t>(c));
-    for (Index n = 0; n < at_.k.rows(); ++n) {
-      first_run_.push_back(runs_.size());
-      for (Index j = 0; j < at_.k.count(); ++j) {
-        const std::int64_t position = at_.k.integer(n, j);
-        const bool continues = j > 0 && position == runs_.back().first + runs_.back().count;
-        if (continues)
-          ++runs_.back().count;
-        else
-          runs_.push_back({at_.k.first() + j, 1, position});
-      }
-    }
-    first_run_.push_back(runs_.size());
+    queries_ = PositionRuns(at_.q);
+    keys_ = PositionRuns(at_.k);
+    constexpr Index worth_a_slice = 12;
+    joined_keys_ = keys_.joined(worth_a_slice);
+    if (joined_keys_.all_consecutive()) return;
+    first_place_ = at_.k.integer(0, 0);
+    for (Index n = 0; n < at_.k.rows(); ++n)
+      for (Index j = 0; j < at_.k.count(); ++j) places_.push_back(at_.k.integer(n, j) - first_place_);
   }
 
   /// A column for every difference that occurs, if they are not many more than the tokens. A pass over all pairs,
@@ -200,22 +303,6 @@ class RelativeColumns {
           if (column_of.insert(difference(n, i, j)) && ++columns > most) return;
     relative_ = column_of.number();
     column_of_ = std::move(column_of);
-  }
-
-  template <class S, class Visit>
-  void slices_of_runs(const LogitTile<S>& tile, Index i, const Visit& visit) const {
-    const Index end_key = tile.key + tile.keys;
-    const std::size_t row = at_.k.shared() ? 0 : static_cast<std::size_t>(tile.batch);
-    const auto last = runs_.begin() + static_cast<std::ptrdiff_t>(first_run_[row + 1]);
-    auto run = std::upper_bound(runs_.begin() + static_cast<std::ptrdiff_t>(first_run_[row]), last, tile.key,
-                                [](Index key, const Run& r) { return key < r.begin + r.count; });
-    const std::int64_t origin = at_.q.integer(tile.batch, tile.query + i - at_.q.first()) + lowest_;
-    for (; run != last && run->begin < end_key; ++run) {
-      const Index begin = std::max(run->begin, tile.key);
-      const Index end = std::min(run->begin + run->count, end_key);
-      visit(ColumnSlice{i, begin - tile.key, static_cast<Index>(run->first - origin) + (begin - run->begin),
-                        end - begin});
-    }
   }
 
   /// Neighbouring keys often read neighbouring columns here too: half-integers, every tenth token.
@@ -237,9 +324,10 @@ class RelativeColumns {
   PairLocations at_;
   std::vector<double> relative_;
   // A range of columns:
-  std::int64_t lowest_ = 0;             // relative position of the first
-  std::vector<Run> runs_;               // of keys, batch entry by batch entry
-  std::vector<std::size_t> first_run_;  // of each row of key positions, and the end
+  std::int64_t lowest_ = 0;  // relative position of the first
+  PositionRuns queries_, keys_, joined_keys_;
+  std::int64_t first_place_ = 0;      // position of the first key,
+  std::vector<std::int64_t> places_;  // and of all keys counted from there, if some are not in runs
   // Columns of differences:
   ColumnOf column_of_;
 };

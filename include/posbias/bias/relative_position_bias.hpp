@@ -78,10 +78,10 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
     const auto& weight = this->parameters_.weight;
     const auto count = static_cast<Index>(relative.size());
-    for (Index d = 0; d < count; ++d) {
-      const Index bucket = bucket_of(relative[static_cast<std::size_t>(d)]);
-      for (Index h = 0; h < heads; ++h) values[h * count + d] = weight(bucket, head + h);
-    }
+    for_each_run(relative, [&](Index bucket, Index begin, Index end) {
+      for (Index h = 0; h < heads; ++h)
+        std::fill(values + h * count + begin, values + h * count + end, weight(bucket, head + h));
+    });
   }
 
   /// Adjoint of `evaluate`: each bucket's weight gets the gradients of the positions in it.
@@ -89,17 +89,31 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
                          Gradients& grads) const {
     const auto count = static_cast<Index>(relative.size());
     std::vector<double> sums(static_cast<std::size_t>(options_.num_buckets * heads));
-    for (Index d = 0; d < count; ++d) {
-      const Index bucket = bucket_of(relative[static_cast<std::size_t>(d)]);
+    for_each_run(relative, [&](Index bucket, Index begin, Index end) {
       for (Index h = 0; h < heads; ++h)
-        sums[static_cast<std::size_t>(bucket * heads + h)] += grad_values[h * count + d];
-    }
+        for (Index d = begin; d < end; ++d)
+          sums[static_cast<std::size_t>(bucket * heads + h)] += grad_values[h * count + d];
+    });
     for (Index bucket = 0; bucket < options_.num_buckets; ++bucket)
       for (Index h = 0; h < heads; ++h)
         grads.weight(bucket, head + h) += static_cast<Scalar>(sums[static_cast<std::size_t>(bucket * heads + h)]);
   }
 
  private:
+  /// Calls `visit(bucket, begin, end)` for neighbours that share a bucket, which most do where positions ascend.
+  template <class Visit>
+  void for_each_run(std::span<const double> relative, const Visit& visit) const {
+    std::size_t begin = 0;
+    Index bucket = relative.empty() ? 0 : bucket_of(relative[0]);
+    for (std::size_t d = 1; d <= relative.size(); ++d) {
+      const Index next = d < relative.size() ? bucket_of(relative[d]) : -1;
+      if (next == bucket) continue;
+      visit(bucket, static_cast<Index>(begin), static_cast<Index>(d));
+      begin = d;
+      bucket = next;
+    }
+  }
+
   [[nodiscard]] Index bucket_of(double relative) const {
     // Beyond 2^62 a difference no longer converts to 64 bits, and every bucket has been the last for long.
     constexpr double last = 0x1p62;

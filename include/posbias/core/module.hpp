@@ -24,9 +24,9 @@ namespace posbias {
 
 namespace detail {
 
-/// A new mask (B, *, NH, L1, L2) of q's scalar and layout, all 0: every query may attend to every key.
+/// A new mask (B, *, NH, L1, L2) of q's scalar and layout, with anything in it.
 template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-auto zero_mask(std::string_view module, const Q& q, const K& k, const V& v) {
+auto new_mask(std::string_view module, const Q& q, const K& k, const V& v) {
   const AttentionShape shape = attention_shape(module, "make_mask", q, k, v);
   using Scalar = typename Traits<Q>::Scalar;
   constexpr auto rank = static_cast<std::size_t>(Traits<Q>::rank);
@@ -35,9 +35,7 @@ auto zero_mask(std::string_view module, const Q& q, const K& k, const V& v) {
   sizes[rank - 3] = shape.heads;
   sizes[rank - 2] = shape.queries;
   sizes[rank - 1] = shape.keys;
-  Eigen::Tensor<Scalar, Traits<Q>::rank, Traits<Q>::layout> mask(sizes);
-  std::fill_n(mask.data(), mask.size(), Scalar(0));
-  return mask;
+  return Eigen::Tensor<Scalar, Traits<Q>::rank, Traits<Q>::layout>(sizes);
 }
 
 /// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf.
@@ -150,12 +148,19 @@ class Module : public ParameterOwner<Derived, Parameters> {
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&&, const Q&, const K&, const V&, const PairPositions& = {}) const {}
 
+  /// `mod_mask` of zeros, whatever is in the mask; a module may know how to write it but once.
+  template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    std::fill_n(mask.data(), mask.size(), detail::ScalarOf<M>(0));
+    derived().mod_mask(mask, q, k, v, at);
+  }
+
   /// `mod_mask` for "no mask yet": a new mask (B, *, NH, L1, L2) of q's scalar and layout. Throws as `mod_mask`
   /// does.
   template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    auto mask = detail::zero_mask(Derived::name, q, k, v);
-    derived().mod_mask(mask, q, k, v, at);
+    auto mask = detail::new_mask(Derived::name, q, k, v);
+    derived().set_mask(mask, q, k, v, at);
     return mask;
   }
 
@@ -166,7 +171,8 @@ class Module : public ParameterOwner<Derived, Parameters> {
       TensorOf<Smaller, typename detail::Traits<Q>::Scalar, detail::Traits<Q>::rank>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at,
                                const Smaller& smaller) const {
-    auto mask = detail::zero_mask(Derived::name, q, k, v);
+    auto mask = detail::new_mask(Derived::name, q, k, v);
+    std::fill_n(mask.data(), mask.size(), detail::ScalarOf<Q>(0));
     detail::place_mask(Derived::name, mask, smaller);
     derived().mod_mask(mask, q, k, v, at);
     return mask;
