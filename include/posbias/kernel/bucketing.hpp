@@ -41,8 +41,9 @@ struct BucketOptions {
   Index max_distance = 128;   ///< tokens; from about here on distances share the last bucket
 };
 
-/// T5's buckets as a table of the integer distances where each begins: a look-up per position, no logarithm.
-/// A copyable value; construction costs O(num_buckets · log max_distance).
+/// T5's buckets as a table of all relative positions up to where the last begins: a look-up per position, no logarithm.
+/// Where that is beyond 2^15, a bisection of the distances where each begins. A copyable value; construction costs
+/// O(num_buckets · log max_distance), and the table.
 class T5Buckets {
  public:
   T5Buckets() : T5Buckets("T5Buckets", {}) {}
@@ -83,10 +84,46 @@ class T5Buckets {
       }
       begins_.push_back(begin = reached);
     }
+    if (begin <= std::int64_t{1} << 15) tabulate(begin);
   }
 
   /// Bucket of key position minus query position, in [0, num_buckets).
   [[nodiscard]] Index operator()(std::int64_t relative) const {
+    return table_.empty() ? search(relative) : table_[place(relative)];
+  }
+
+  /// Buckets of many; `buckets` is as long as `relative`.
+  void operator()(std::span<const std::int64_t> relative, std::span<Index> buckets) const {
+    if (relative.size() != buckets.size())
+      detail::fail<ShapeError>("T5Buckets: buckets has ", buckets.size(), " values; relative has ", relative.size());
+    if (table_.empty())
+      std::transform(relative.begin(), relative.end(), buckets.begin(), [&](std::int64_t r) { return search(r); });
+    else
+      std::transform(relative.begin(), relative.end(), buckets.begin(),
+                     [last = last_, table = table_.data()](std::int64_t r) { return Index{table[place(r, last)]}; });
+  }
+
+ private:
+  /// Makes the table; `last` is the first distance in the last bucket.
+  void tabulate(std::int64_t last) {
+    last_ = last;
+    table_.resize(place(last) + 1);
+    Index begun = 0;
+    for (std::int64_t distance = 0; distance <= last; ++distance) {
+      while (begun < std::ssize(begins_) && begins_[static_cast<std::size_t>(begun)] <= distance) ++begun;
+      const Index bucket = distance < max_exact_ ? distance : max_exact_ + begun;
+      table_[place(-distance)] = static_cast<std::int32_t>(bucket);
+      if (distance > 0) table_[place(distance)] = static_cast<std::int32_t>(bidirectional_ ? offset_ + bucket : 0);
+    }
+  }
+
+  /// Where a relative position is in a table for distances up to `last`.
+  [[nodiscard]] static std::size_t place(std::int64_t relative, std::int64_t last) {
+    return static_cast<std::size_t>(std::clamp(relative, -last, last) + last);
+  }
+  [[nodiscard]] std::size_t place(std::int64_t relative) const { return place(relative, last_); }
+
+  [[nodiscard]] Index search(std::int64_t relative) const {
     const bool after = relative > 0;
     if (after && !bidirectional_) return 0;
     const std::uint64_t distance =
@@ -94,14 +131,6 @@ class T5Buckets {
     return (after ? offset_ : 0) + one_way_bucket(distance);
   }
 
-  /// Buckets of many; `buckets` is as long as `relative`.
-  void operator()(std::span<const std::int64_t> relative, std::span<Index> buckets) const {
-    if (relative.size() != buckets.size())
-      detail::fail<ShapeError>("T5Buckets: buckets has ", buckets.size(), " values; relative has ", relative.size());
-    for (std::size_t i = 0; i < relative.size(); ++i) buckets[i] = (*this)(relative[i]);
-  }
-
- private:
   [[nodiscard]] Index one_way_bucket(std::uint64_t distance) const {
     if (distance < static_cast<std::uint64_t>(max_exact_)) return static_cast<Index>(distance);
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
@@ -114,6 +143,8 @@ class T5Buckets {
   Index max_exact_;                   // distances below this have a bucket each
   Index offset_;                      // added for keys after the query
   std::vector<std::int64_t> begins_;  // first distance of bucket max_exact + 1, max_exact + 2, ...
+  std::int64_t last_ = 0;             // distance
+  std::vector<std::int32_t> table_;   // buckets of -last .. last, if not too many
 };
 
 /// Clamped buckets: relative + num_buckets / 2, held within [0, num_buckets). A copyable value.
