@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <vector>
 
 #include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/executor.hpp"
@@ -31,6 +32,12 @@ void check_mask_fits(std::string_view module, std::string_view hook, std::string
                      " and k of shape ", shape_of(k), " need (B, *, NH, L1, L2)");
 }
 
+/// Whether the keys of a mask are further apart in memory than its queries.
+template <class S>
+bool is_column_major(const TensorView<S, 3>& logits) {
+  return logits.strides[2] > logits.strides[1];
+}
+
 /// Whether tiles are as wide as the mask, or a few columns where keys are far apart in memory. Narrow tiles of a
 /// column-major mask stay in cache; whole rows suit a bias whose work for a tile does not shrink with its width.
 enum class TileWidth { narrow_if_column_major, whole_rows };
@@ -41,7 +48,7 @@ void for_each_tile(const TensorView<S, 3>& logits, TileWidth width, Index n, Ind
                    Index queries, const Visit& visit) {
   const auto [head_stride, query_stride, key_stride] = logits.strides;
   const Index all_keys = logits.shape[2];
-  const bool narrow = width == TileWidth::narrow_if_column_major && key_stride > query_stride;
+  const bool narrow = width == TileWidth::narrow_if_column_major && is_column_major(logits);
   const Index keys_per_tile = narrow ? 8 : std::max<Index>(all_keys, 1);
   for (Index key = 0; key < all_keys; key += keys_per_tile)
     visit(LogitTile<S>{logits.batch(n) + head * head_stride + query * query_stride + key * key_stride, head_stride,
@@ -67,17 +74,87 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
   });
 }
 
-/// Accumulates the gradient of a whole mask. Each sum runs over the batch in order, on one thread, in whole rows: its
-/// order must not depend on the layout.
+/// Some queries of a column-major gradient, all keys, copied to rows.
+template <class Scalar>
+class GradientRows {
+ public:
+  using View = TensorView<const Scalar, 3>;
+
+  /// Copies heads [head, head + heads) of queries [query, query + queries) of all batch entries, which are next to each
+  /// other in memory.
+  void copy(const View& gradient, Index head, Index heads, Index query, Index queries) {
+    const Index keys = gradient.shape[2], lanes = heads * gradient.strides[0];
+    stride_ = keys + 64 / static_cast<Index>(sizeof(Scalar));  // or rows would share places in the cache
+    rows_.resize(static_cast<std::size_t>(lanes * queries * stride_));
+    for (Index j = 0; j < keys; ++j)
+      for (Index i = 0; i < queries; ++i) {
+        const Scalar* from =
+            gradient.data + head * gradient.strides[0] + (query + i) * gradient.strides[1] + j * gradient.strides[2];
+        Scalar* to = rows_.data() + i * stride_ + j;
+        for (Index lane = 0; lane < lanes; ++lane) to[lane * queries * stride_] = from[lane];
+      }
+    head_ = head, heads_ = heads, query_ = query, queries_ = queries;
+  }
+
+  /// What was copied of a batch entry.
+  [[nodiscard]] LogitTile<const Scalar> tile(const View& gradient, Index n) const {
+    const Index row = queries_ * stride_, first = gradient.batch(n) - gradient.data;
+    return {rows_.data() + first * row, gradient.strides[0] * row, stride_, 1, n, head_, heads_, query_, queries_, 0,
+            gradient.shape[2]};
+  }
+
+ private:
+  Index head_ = 0, heads_ = 0, query_ = 0, queries_ = 0, stride_ = 0;
+  std::vector<Scalar> rows_;  // (heads, batch entries, queries, keys), keys padded
+};
+
+/// Accumulates the gradient of a whole mask: each sum on one thread, in whole rows, query after query, whatever the
+/// layout. With a bias that takes any tiles, batch entries have sums of their own, which are then added up in order.
 template <class Prepared>
 void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_mask, const Prepared& prepared,
                      typename Prepared::Accumulator& sums, const Executor& executor) {
-  const Index heads_per_task = prepared.heads_are_independent() ? 1 : grad_mask.shape[0];
-  executor.parallel_for(grad_mask.shape[0] / std::max<Index>(heads_per_task, 1), [&](Index task) {
-    for (Index n = 0; n < grad_mask.batches(); ++n)
-      for_each_tile(grad_mask, TileWidth::whole_rows, n, task * heads_per_task, heads_per_task, 0, grad_mask.shape[1],
-                    [&](const auto& tile) { prepared.accumulate(tile, sums); });
-  });
+  const Index all_heads = grad_mask.shape[0], all_queries = grad_mask.shape[1], batches = grad_mask.batches();
+  const bool by_head = prepared.heads_are_independent();
+  const auto in_rows = [&](Index n, Index head, Index heads, typename Prepared::Accumulator& to) {
+    for_each_tile(grad_mask, TileWidth::whole_rows, n, head, heads, 0, all_queries,
+                  [&](const auto& tile) { prepared.accumulate(tile, to); });
+  };
+  Index most_heads = by_head ? 1 : std::max<Index>(all_heads, 1);
+  const auto for_heads = [&](const auto& accumulate) {
+    executor.parallel_for((all_heads + most_heads - 1) / most_heads, [&](Index task) {
+      accumulate(task * most_heads, std::min(most_heads, all_heads - task * most_heads));
+    });
+  };
+  if constexpr (Prepared::tile_width == TileWidth::whole_rows) {
+    for_heads([&](Index head, Index heads) {
+      for (Index n = 0; n < batches; ++n) in_rows(n, head, heads, sums);
+    });
+  } else if (!is_column_major(grad_mask)) {
+    auto own = prepared.accumulator();
+    for_heads([&](Index head, Index heads) {
+      for (Index n = 0; n < batches; ++n) {
+        in_rows(n, head, heads, own);
+        prepared.move_sums(head, heads, own, sums);
+      }
+    });
+  } else {
+    // Heads lie next to each other, so as many as stay in cache are copied together, but some for each of a few threads.
+    constexpr Index most_queries = 8;
+    const Index row = std::max<Index>(most_queries * batches * grad_mask.shape[2], 1);
+    if (by_head)
+      most_heads = std::clamp<Index>((Index{1} << 18) / row, 1,
+                                     executor.serial() ? std::max<Index>(all_heads, 1) : (all_heads + 3) / 4);
+    std::vector<typename Prepared::Accumulator> own(static_cast<std::size_t>(batches), prepared.accumulator());
+    for_heads([&](Index head, Index heads) {
+      GradientRows<typename Prepared::Scalar> rows;
+      for (Index query = 0; query < all_queries; query += most_queries) {
+        rows.copy(grad_mask, head, heads, query, std::min(most_queries, all_queries - query));
+        for (Index n = 0; n < batches; ++n)
+          prepared.accumulate(rows.tile(grad_mask, n), own[static_cast<std::size_t>(n)]);
+      }
+      for (Index n = 0; n < batches; ++n) prepared.move_sums(head, heads, own[static_cast<std::size_t>(n)], sums);
+    });
+  }
 }
 
 }  // namespace posbias::detail

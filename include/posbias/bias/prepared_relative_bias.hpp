@@ -115,6 +115,13 @@ class PreparedRelativeBias {
     }
   }
 
+  /// Moves the sums of some heads to where they are added up.
+  void move_sums(Index head, Index heads, Accumulator& from, Accumulator& to) const {
+    const auto begin = tabulated() ? static_cast<std::size_t>(head * width()) : 0;
+    const auto end = tabulated() ? static_cast<std::size_t>((head + heads) * width()) : to.sums.size();
+    for (std::size_t s = begin; s < end; ++s) to.sums[s] += std::exchange(from.sums[s], 0);
+  }
+
   /// Adds what was accumulated to the parameters' gradients.
   void finish(const Accumulator& accumulator, Gradients& grads) const {
     const double* sum = accumulator.sums.data();

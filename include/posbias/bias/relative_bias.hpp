@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/bias/column_major_bias.hpp"
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/prepared_relative_bias.hpp"
 #include "posbias/core/module.hpp"
@@ -158,20 +159,36 @@ class RelativeBias : public Module<Derived, Parameters> {
 
   template <Onto onto = Onto::logits>
   void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
-    const Prepared prepared(derived(), checked(hook, "mask", mask, at));
+    PairLocations where = checked(hook, "mask", mask, at);
+    if (detail::is_column_major(mask)) {
+      const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches());
+      if (prepared.tabulated()) return write<onto>(mask, prepared, at.executor);
+    }
+    write<onto>(mask, Prepared(derived(), std::move(where)), at.executor);
+  }
+
+  /// Zeros come first where the bias does not write all.
+  template <Onto onto>
+  static void write(const detail::TensorView<Scalar, 3>& mask, const auto& prepared, const Executor& executor) {
     if constexpr (onto == Onto::zeros) {
-      if (prepared.covers_all()) return detail::add_to_mask<onto>(mask, prepared, at.executor);
+      if (prepared.covers_all()) return detail::add_to_mask<onto>(mask, prepared, executor);
       std::fill_n(mask.data, mask.whole_shape().count(), Scalar(0));
     }
-    detail::add_to_mask(mask, prepared, at.executor);
+    detail::add_to_mask(mask, prepared, executor);
   }
 
   void backward(const detail::TensorView<const Scalar, 3>& grad_mask, const PairPositions& at, Gradients& grads) const {
-    PairLocations where = checked_backward(grad_mask, at, grads);
+    const PairLocations where = checked_backward(grad_mask, at, grads);
     if (!this->has_parameters()) return;
-    const Prepared prepared(derived(), std::move(where));
+    const Prepared prepared(derived(), where);
     auto sums = prepared.accumulator();
-    detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
+    bool accumulated = false;
+    if (detail::is_column_major(grad_mask)) {
+      const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches());
+      accumulated = by_columns.accumulates();
+      if (accumulated) by_columns.accumulate(grad_mask, sums.sums, at.executor);
+    }
+    if (!accumulated) detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
     prepared.finish(sums, grads);
   }
 

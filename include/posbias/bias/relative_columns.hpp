@@ -103,6 +103,7 @@ class PositionRuns {
   }
 
   [[nodiscard]] bool empty() const { return runs_.empty(); }
+  [[nodiscard]] bool single() const { return runs_.size() == 1; }
 
   /// The same with neighbours in place of runs that are shorter than `shortest`: each as long as can be, of tokens whose
   /// positions are not consecutive.
@@ -192,6 +193,8 @@ class RelativeColumns {
 
   /// Whether the queries and keys of a tile come in runs.
   [[nodiscard]] bool in_runs() const { return !keys_.empty(); }
+  /// Whether there is one run of each. Then along a diagonal keys ascend with queries, whichever are walked first.
+  [[nodiscard]] bool in_single_runs() const { return queries_.single() && keys_.single(); }
 
   /// The runs of keys of a tile, if in runs, with the columns that the first of all queries reads. Keys that are (nearly)
   /// on their own are in one piece.

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// A relative bias that adds itself to column-major masks, whose keys are far apart in memory: next to each other are, for
+/// one key and query, the heads of all batch entries, and then the next query.
+///
+/// So a key is to its queries what a query is to its keys elsewhere: it reads a slice of the columns, here those of query
+/// minus key position, each of which has the values of all heads and batch entries.
+#pragma once
+
+#include <Eigen/Core>
+#include <algorithm>
+#include <span>
+#include <vector>
+
+#include "posbias/bias/logit_tile.hpp"
+#include "posbias/bias/relative_columns.hpp"
+#include "posbias/bias/toeplitz.hpp"
+#include "posbias/core/executor.hpp"
+#include "posbias/core/tensor_view.hpp"
+
+namespace posbias::detail {
+
+/// A relative bias at given positions. Owns all it knows.
+template <class Bias>
+class ColumnMajorBias {
+ public:
+  using Scalar = typename Bias::Scalar;
+
+  /// Has a table where all batch entries have the same positions, in runs, and it is no more than a sixteenth of a mask.
+  ColumnMajorBias(const Bias& bias, const PairLocations& at, Index batches)
+      : columns_(PairLocations(at.k, at.q)), lanes_(bias.n_heads() * batches) {
+    const auto count = static_cast<Index>(columns_.relative().size());
+    if (!columns_.in_runs() || at.q.rows() > 1 || at.k.rows() > 1) return;
+    if (16 * count > at.q.count() * at.k.count()) return;
+    std::vector<double> relative(columns_.relative().begin(), columns_.relative().end());
+    for (double& query_minus_key : relative) query_minus_key = 0 - query_minus_key;
+    std::vector<Scalar> values(static_cast<std::size_t>(bias.n_heads() * count));
+    bias.evaluate(relative, 0, bias.n_heads(), values.data());
+    table_.reserve(static_cast<std::size_t>(lanes_ * count));
+    for (Index c = 0; c < count; ++c)
+      for (Index h = 0; h < bias.n_heads(); ++h)
+        table_.insert(table_.end(), static_cast<std::size_t>(batches), values[static_cast<std::size_t>(h * count + c)]);
+  }
+
+  [[nodiscard]] bool tabulated() const { return !table_.empty(); }
+  /// Whether every logit has a value in the table.
+  [[nodiscard]] bool covers_all() const { return columns_.covers_all(); }
+
+  /// Adds the bias to some queries and keys of all batch entries.
+  template <Onto onto>
+  void add_to(Scalar* mask, Index all_queries, Index query, Index queries, Index key, Index keys) const {
+    const LogitTile<Scalar> place{mask, 0, 0, 0, 0, 0, 0, key, keys, query, queries};
+    const auto pieces = columns_.pieces(place);
+    const Index stride = all_queries * lanes_;
+    columns_.for_each_run_of_queries(place, [&](Index first, Index count, Index column) {
+      add_toeplitz<onto, Scalar>(
+          {table_.data(), column, lanes_, count, mask + (key + first) * stride + query * lanes_, stride}, pieces);
+    });
+  }
+
+  /// Whether there is an adjoint that adds up in the order that other layouts do.
+  [[nodiscard]] bool accumulates() const { return tabulated() && columns_.in_single_runs(); }
+
+  /// Adjoint: adds the gradient of a mask up along diagonals, batch entry by batch entry, to `sums` (NH, columns), which
+  /// ascend with key minus query. A task takes some columns, whose sums stay in cache, through all keys.
+  void accumulate(const TensorView<const Scalar, 3>& gradient, std::span<double> sums, const Executor& executor) const {
+    const auto width = static_cast<Index>(columns_.relative().size());
+    std::vector<double> of_lanes(table_.size());
+    const LogitTile<const Scalar> place{gradient.data, 0, 0, 0, 0, 0, 0, 0, gradient.shape[2], 0, gradient.shape[1]};
+    const ColumnPiece piece = columns_.pieces(place).front();
+    const Index band = std::max<Index>(1, 4096 / lanes_);
+    columns_.for_each_run_of_queries(place, [&](Index first_key, Index keys, Index column) {
+      executor.parallel_for((width + band - 1) / band, [&](Index task) {
+        for (Index j = 0; j < keys; ++j) {
+          const Index first = piece.column + column - j;  // that the key reads
+          const Index begin = std::max(first, task * band), end = std::min(first + piece.count, (task + 1) * band);
+          if (begin >= end) continue;
+          const Scalar* logits =
+              gradient.data + (first_key + j) * gradient.strides[2] + (piece.key + begin - first) * lanes_;
+          Eigen::Map<Eigen::ArrayXd>(of_lanes.data() + begin * lanes_, (end - begin) * lanes_) +=
+              Eigen::Map<const Eigen::ArrayX<Scalar>>(logits, (end - begin) * lanes_).template cast<double>();
+        }
+      });
+    });
+    const Index batches = gradient.batches(), heads = gradient.shape[0];
+    for (Index n = 0; n < batches; ++n) {
+      const double* from = of_lanes.data() + (gradient.batch(n) - gradient.data);
+      for (Index h = 0; h < heads; ++h)
+        for (Index c = 0; c < width; ++c)
+          sums[static_cast<std::size_t>(h * width + width - 1 - c)] += from[c * lanes_ + h * batches];
+    }
+  }
+
+  /// How many queries of a key are 32 kB of logits.
+  [[nodiscard]] Index queries_in_cache() const {
+    return std::max<Index>(1, (Index{1} << 15) / (lanes_ * static_cast<Index>(sizeof(Scalar))));
+  }
+
+ private:
+  RelativeColumns columns_;    // of keys, which read those of their queries
+  Index lanes_;                // heads of all batch entries
+  std::vector<Scalar> table_;  // (columns, lanes)
+};
+
+/// Adds the bias to a whole mask.
+template <Onto onto = Onto::logits, class Bias>
+void add_to_mask(const TensorView<typename Bias::Scalar, 3>& mask, const ColumnMajorBias<Bias>& bias,
+                 const Executor& executor) {
+  const Index all_queries = mask.shape[1], all_keys = mask.shape[2];
+  const Index queries = bias.queries_in_cache(), keys = 64;
+  const Index query_blocks = (all_queries + queries - 1) / queries;
+  executor.parallel_for((all_keys + keys - 1) / keys * query_blocks, [&](Index task) {
+    const Index query = task % query_blocks * queries, key = task / query_blocks * keys;
+    bias.template add_to<onto>(mask.data, all_queries, query, std::min(queries, all_queries - query), key,
+                               std::min(keys, all_keys - key));
+  });
+}
+
+}  // namespace posbias::detail
