@@ -87,6 +87,69 @@ TEST_CASE("a relative bias in tiles is the relative bias, wherever its tokens ar
   }
 }
 
+/// Column-major masks large enough for a table of their own have the bits of row-major ones, and so has the adjoint;
+/// and a mask that is made is one of zeros, modified.
+template <class Bias>
+void check_layouts(const Bias& bias, const PairPositions& at) {
+  constexpr Index batches = 3, queries = 67, keys = 90;
+  const Index heads = bias.n_heads();
+  Numbers numbers(7);
+  Eigen::Tensor<double, 4, Eigen::RowMajor> by_row(batches, heads, queries, keys);
+  for (Index i = 0; i < by_row.size(); ++i) by_row.data()[i] = numbers.value();
+  Eigen::Tensor<double, 4> by_column(batches, heads, queries, keys);
+  std::size_t wrong = 0;
+  const auto for_each = [&](const auto& visit) {
+    for (Index n = 0; n < batches; ++n)
+      for (Index h = 0; h < heads; ++h)
+        for (Index i = 0; i < queries; ++i)
+          for (Index j = 0; j < keys; ++j) visit(n, h, i, j);
+  };
+  for_each([&](auto... place) { by_column(place...) = by_row(place...); });
+  auto grads_by_row = bias.zero_gradients(), grads_by_column = bias.zero_gradients();
+  bias.mod_mask_backward(by_row, at, grads_by_row);
+  bias.mod_mask_backward(by_column, at, grads_by_column);
+  std::vector<double> a, b;
+  for_each_parameter(grads_by_row, [&](auto, const auto& t) { a.insert(a.end(), t.data(), t.data() + t.size()); });
+  for_each_parameter(grads_by_column, [&](auto, const auto& t) { b.insert(b.end(), t.data(), t.data() + t.size()); });
+  CHECK(a == b);
+
+  bias.mod_mask(by_row, at);
+  bias.mod_mask(by_column, at);
+  for_each([&](auto... place) { wrong += by_column(place...) == by_row(place...) ? 0 : 1; });
+
+  Eigen::Tensor<double, 4> q(batches, queries, heads, 1), k(batches, keys, heads, 1);
+  Eigen::Tensor<double, 4, Eigen::RowMajor> q_row(batches, queries, heads, 1), k_row(batches, keys, heads, 1);
+  by_row.setZero();
+  bias.mod_mask(by_row, at);
+  const auto made_by_column = bias.make_mask(q, k, k, at);
+  const auto made_by_row = bias.make_mask(q_row, k_row, k_row, at);
+  for_each([&](auto... place) { wrong += made_by_column(place...) == by_row(place...) ? 0 : 1; });
+  for_each([&](auto... place) { wrong += made_by_row(place...) == by_row(place...) ? 0 : 1; });
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("a relative bias of a large mask does not depend on its layout") {
+  const ALiBi<double> alibi({.n_heads = 5, .use_n_heads = 3, .asymmetric = true, .divide = 3, .learned_div = true});
+  const RelativePositionBias<double> t5({.n_heads = 5});
+  const auto list = [](Index count, auto position) {
+    Eigen::Tensor<std::int64_t, 1> values(count);
+    for (Index i = 0; i < count; ++i) values(i) = position(i);
+    return Positions(values);
+  };
+  const auto packed = [](Index i) { return (Index{1} << 61) + i % 40; };
+  const auto scattered = [](Index i) { return i * 37 % 90; };
+  const auto some_scattered = [](Index i) { return i < 30 ? i * 7 % 30 : i; };
+  for (const PairPositions& at :
+       {PairPositions{}, PairPositions{.q = Positions::range(100), .k = Positions::range(90)},
+        PairPositions{.q = list(60, [](Index i) { return i; }), .k = list(80, [](Index i) { return i; })},
+        PairPositions{.q = list(67, packed), .k = list(90, packed)},
+        PairPositions{.q = list(67, scattered), .k = list(90, scattered)},
+        PairPositions{.q = list(60, some_scattered), .k = list(85, some_scattered)}}) {
+    check_layouts(alibi, at);
+    check_layouts(t5, at);
+  }
+}
+
 /// A module that counts what it is asked for.
 class Counting : public RelativeBias<Counting, float, NoParameters> {
  public:
