@@ -201,15 +201,14 @@ class RelativeColumns {
   template <class S>
   [[nodiscard]] std::vector<ColumnPiece> pieces(const LogitTile<S>& tile) const {
     std::vector<ColumnPiece> result;
-    const std::int64_t* const places =
-        places_.data() + (at_.k.shared() ? 0 : tile.batch * at_.k.count()) - at_.k.first();
+    const Index first_place = (at_.k.shared() ? 0 : tile.batch * at_.k.count()) - at_.k.first();
     const std::int64_t origin = at_.q.integer(0, 0) + lowest_;
     joined_keys_.for_each(tile.batch, tile.key, tile.key + tile.keys, [&](const PositionRun& run) {
       if (run.consecutive)
         result.push_back({run.begin - tile.key, run.count, static_cast<Index>(run.first - origin)});
       else
-        result.push_back(
-            {run.begin - tile.key, run.count, static_cast<Index>(first_place_ - origin), places + run.begin});
+        result.push_back({run.begin - tile.key, run.count, static_cast<Index>(first_place_ - origin),
+                          places_.data() + (first_place + run.begin)});
     });
     return result;
   }

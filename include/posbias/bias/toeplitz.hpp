@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <numeric>
 #include <span>
+#include <type_traits>
 
 #include "posbias/bias/logit_tile.hpp"
 
@@ -57,11 +58,12 @@ void add_piece(const ToeplitzRows<Scalar>& to, const ColumnPiece& piece) {
 
 /// Adds a piece to four rows, `apart` rows from each other: each value is read once for all of them, as what is read
 /// across cache lines takes longer than what is written. Row r is `skew` logits behind row r - 1.
+/// `lanes`, and so all that is computed from it, is a constant where a key has one.
 template <Onto onto, class Scalar>
-void add_piece_to_four(const ToeplitzRows<Scalar>& to, Index apart, const ColumnPiece& piece) {
+void add_piece_to_four(const ToeplitzRows<Scalar>& to, auto lanes, auto apart, const ColumnPiece& piece) {
   using Some = SomeValues<Scalar>;
   constexpr Index some = Some::SizeAtCompileTime;
-  const Index count = piece.count * to.lanes, skew = apart * to.lanes;
+  const Index count = piece.count * lanes, skew = apart * lanes;
   if (piece.places != nullptr || count < 24 * skew) {
     for (Index r = 0; r < 4; ++r) add_piece<onto>(to.from(r * apart), piece);
     return;
@@ -91,13 +93,18 @@ void add_piece_to_four(const ToeplitzRows<Scalar>& to, Index apart, const Column
 /// Adds pieces to all rows.
 template <Onto onto, class Scalar>
 void add_toeplitz(const ToeplitzRows<Scalar>& to, std::span<const ColumnPiece> pieces) {
-  // Rows that get values together do so at the same place within a cache line, if their beginnings are.
   constexpr Index some = SomeValues<Scalar>::SizeAtCompileTime;
-  const Index apart = some / std::gcd(some, to.lanes);
   Index row = 0;
-  for (; row + 4 * apart <= to.rows; row += 4 * apart)
-    for (Index first = row; first < row + apart; ++first)
-      for (const ColumnPiece& piece : pieces) add_piece_to_four<onto>(to.from(first), apart, piece);
+  const auto four_at_a_time = [&](auto lanes, auto apart) {
+    for (; row + 4 * apart <= to.rows; row += 4 * apart)
+      for (Index first = row; first < row + apart; ++first)
+        for (const ColumnPiece& piece : pieces) add_piece_to_four<onto>(to.from(first), lanes, apart, piece);
+  };
+  // Rows that get values together do so at the same place within a cache line, if their beginnings are.
+  if (to.lanes == 1)
+    four_at_a_time(std::integral_constant<Index, 1>(), std::integral_constant<Index, some>());
+  else
+    four_at_a_time(to.lanes, some / std::gcd(some, to.lanes));
   for (; row < to.rows; ++row)
     for (const ColumnPiece& piece : pieces) add_piece<onto>(to.from(row), piece);
 }
