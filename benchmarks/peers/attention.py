@@ -71,8 +71,9 @@ def forward(kind, length, causal):
             block_mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device="cpu")
         arranged = {"arrange": head_first, "result": lambda out: out.transpose(1, 2)}
         return inputs(length), ours, [
-            Peer("SDPA, bias kept from before", lambda q, k, v: attend(q, k, v, kept), **arranged),
-            Peer("SDPA, bias made", lambda q, k, v: attend(q, k, v, hide(make_bias(length), causal)), **arranged),
+            Peer("SDPA, bias kept from before", lambda q, k, v: attend(q, k, v, kept), modes=("",), **arranged),
+            Peer("SDPA, bias made", lambda q, k, v: attend(q, k, v, hide(make_bias(length), causal)), modes=("compiled",),
+                 **arranged),
             Peer("FlexAttention", flex, modes=("compiled",), **arranged),
         ]
 
@@ -81,7 +82,7 @@ def forward(kind, length, causal):
 
 def backward(kind, length, causal):
     def make(threads):
-        module, make_bias, make_score, weight = biased(kind)
+        module, make_bias, _, weight = biased(kind)
         shape = Shape(1, length, NH, H)
         kept = hide(make_bias(length), causal).contiguous()
         grad_out = torch.randn(1, length, NH, H)
@@ -99,9 +100,7 @@ def backward(kind, length, causal):
 
         peers = [peer("SDPA, bias made", lambda q, k, v: attend(q, k, v, hide(make_bias(length), causal)))]
         if weight is None:
-            peers.append(peer("SDPA, bias kept from before", lambda q, k, v: attend(q, k, v, kept)))
-        score = make_score(length)
-        peers.append(peer("FlexAttention", lambda q, k, v: flex_attention(q, k, v, score_mod=score), modes=("compiled",)))
+            peers.append(peer("SDPA, bias kept from before", lambda q, k, v: attend(q, k, v, kept), modes=("",)))
         return inputs(length), ours, peers
 
     return make

@@ -13,10 +13,17 @@ from packages import bio, xt, zeta_alibi, zeta_dynamic, zeta_t5
 
 HEADS = 12
 
+
+def modes(length):
+    """At L 4096 only compiled: the others, far behind at L 1024, would take most of the time."""
+    return ("", "compiled") if length <= 1024 else ("compiled",)
+
+
 notes = [
     "ALiBi has nothing to learn in its usual form: its backward pass is empty here and there, and not timed.",
     "bio-attention's TransformerXL makes L × L × dim projections, 2 GB at L 1024: it is timed at L 256. Hugging Face has",
     "removed Transformer-XL; the paper's formula in torch, with one projection a distance and a shift, stands for it.",
+    "FlexAttention has no backward pass on CPUs.",
     "DisentangledBias has no peer that is a module; RelativeAttention, edspdf's layer, has the same terms.",
 ]
 
@@ -55,8 +62,8 @@ def alibi_bias(length):
     def make(threads):
         b, x, q = bio.ALiBi(HEADS), xt.AlibiPositionalBias(HEADS), tokens_of(HEADS, length)
         return (), makes_bias(Module("alibi", HEADS), length, threads), [
-            Peer("bio-attention", lambda: b.mod_mask(None, q, q, q), result=lambda out: out[0]),
-            Peer("x-transformers", lambda: x_alibi(x, length)),
+            Peer("bio-attention", lambda: b.mod_mask(None, q, q, q), result=lambda out: out[0], modes=modes(length)),
+            Peer("x-transformers", lambda: x_alibi(x, length), modes=modes(length)),
             Peer("Hugging Face Bloom", lambda: build_alibi_tensor(torch.ones(1, length), HEADS, torch.float), modes=("",)),
             Peer("zetascale", lambda: zeta_alibi.AlibiPositionalBias(HEADS, HEADS)(length, length), modes=("",)),
         ]
@@ -69,8 +76,8 @@ def alibi_mask(length):
         b, x, q = bio.ALiBi(HEADS), xt.AlibiPositionalBias(HEADS), tokens_of(HEADS, length)
         kept = x_alibi(x, length)
         return mask_of(HEADS, length), adds_bias(Module("alibi", HEADS), HEADS, length, threads), [
-            Peer("bio-attention", lambda mask: b.mod_mask(mask, q, q, q)),
-            Peer("x-transformers, mask +=", lambda mask: mask.add_(x_alibi(x, length))),
+            Peer("bio-attention", lambda mask: b.mod_mask(mask, q, q, q), modes=modes(length)),
+            Peer("x-transformers, mask +=", lambda mask: mask.add_(x_alibi(x, length)), modes=modes(length)),
             Peer("torch, mask += a bias kept from before", lambda mask: mask.add_(kept)),
         ]
 
@@ -100,7 +107,7 @@ def t5_bias(length):
     def make(threads):
         made, weight = t5_modules()
         return (), makes_bias(t5(weight), length, threads), [
-            Peer(name, lambda run=run: run(length)) for name, run in made.items()
+            Peer(name, lambda run=run: run(length), modes=modes(length)) for name, run in made.items()
         ]
 
     return make
@@ -111,7 +118,8 @@ def t5_mask(length):
         made, weight = t5_modules()
         kept = made["zetascale"](length).contiguous()
         return mask_of(HEADS, length), adds_bias(t5(weight), HEADS, length, threads), [
-            Peer(f"{name}, mask +=", lambda mask, run=run: mask.add_(run(length))) for name, run in made.items()
+            Peer(f"{name}, mask +=", lambda mask, run=run: mask.add_(run(length)), modes=modes(length))
+            for name, run in made.items()
         ] + [Peer("torch, mask += a bias kept from before", lambda mask: mask.add_(kept))]
 
     return make

@@ -10,6 +10,7 @@ import os
 import pathlib
 import platform
 import re
+import resource
 import sys
 import time
 import warnings
@@ -30,6 +31,26 @@ def header(packages):
         f"{cpu()}, {torch.backends.cpu.get_cpu_capability()}, {platform.system()}, Python {platform.python_version()}, "
         f"{datetime.date.today()}; {packages.versions()}"
     )
+
+
+class Load:
+    """Seconds of processor time that this and other programs used since it was made."""
+
+    @staticmethod
+    def now():
+        with open("/proc/stat") as stat:
+            user, nice, system, idle, wait, *others = map(int, stat.readline().split()[1:])
+        ticks = os.sysconf("SC_CLK_TCK")
+        usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        mine = sum(u.ru_utime + u.ru_stime for u in usage)
+        return mine, (user + nice + system + sum(others[:3])) / ticks, time.monotonic()
+
+    def __init__(self):
+        self.start = self.now()
+
+    def __str__(self):
+        mine, all_, wall = (now - then for now, then in zip(self.now(), self.start))
+        return f"{wall:.0f} s; other programs kept {max(0.0, all_ - mine) / wall:.1f} of {os.cpu_count()} cores busy meanwhile"
 
 
 columns = ("module", "work", "threads", "best peer", "theirs ms", "ours ms", "theirs / ours (min–median–max)", "others")
@@ -81,7 +102,7 @@ def main():
         print(line, file=sys.stderr, flush=True)
 
     rows = [r for r in embeddings.rows + biases.rows + attention.rows if re.search(options.filter, r.name)]
-    results = []
+    results, load = [], Load()
     for row in rows:
         for threads in map(int, options.threads.split(",")):
             start = time.monotonic()
@@ -91,11 +112,12 @@ def main():
             log(f"    ({time.monotonic() - start:.0f} s)")
 
     lines = [cells(result) for result in results]
+    about = f"{header(packages)}; {load}"
     notes = biases.notes
-    print("\n".join([header(packages), "", plain([columns, *lines]), "", *notes]))
+    print("\n".join([about, "", plain([columns, *lines]), "", *notes]))
     if options.markdown:
         table = markdown([columns, ["---"] * len(columns), *lines])
-        pathlib.Path(options.markdown).write_text("\n".join([header(packages), "", table, "", *notes]) + "\n")
+        pathlib.Path(options.markdown).write_text("\n".join([about, "", table, "", *notes]) + "\n")
 
 
 main()

@@ -38,6 +38,14 @@ def sinusoidal(half):
     return make
 
 
+def sinusoidal_kept(threads):
+    kept = bio.Sinusoidal(DIM).mod_x(torch.zeros(1, L, DIM))[0]
+    module = Module("sinusoidal", DIM, False).reserve(L)
+    return x(), adds(module, threads), [
+        Peer("torch, x += table", lambda x: x.add_(kept)), Peer("torch, x + table", lambda x: x + kept)
+    ]
+
+
 def learned_vocab(threads):
     table = nn.Embedding(L, DIM)
     bio_module, x_module = bio.LearnedVocab(DIM, L), xt.AbsolutePositionalEmbedding(DIM, L)
@@ -102,9 +110,12 @@ def q_and_k(shape=heads):
     return torch.randn(shape.B, shape.L, NH, H), torch.randn(shape.B, shape.L, NH, H)
 
 
-def rotates(half, threads, shape=heads):
+def rotates(half, kept, threads, shape=heads, start=0):
+    """Ours; `kept`: with a table from before, as long as it takes."""
     module = Module("rotary", H, half)
-    return lambda q, k: module.bound("mod_qkv", q, k, shape, threads, result=(q, k))
+    if kept:
+        module.reserve(start + shape.L)
+    return lambda q, k: module.bound("mod_qkv", q, k, start, shape, threads, result=(q, k))
 
 
 def complex_product(q, k, turns):
@@ -158,7 +169,7 @@ def rotary_interleaved(cold):
                 Peer("torch, complex product", lambda q, k: complex_product(q, k, turns), modes=("",)),
                 Peer("torch, complex product in place", lambda q, k: complex_product_in_place(q, k, turns), modes=("",)),
             ]
-        return q_and_k(), rotates(False, threads), peers
+        return q_and_k(), rotates(False, not cold, threads), peers
 
     return make
 
@@ -184,7 +195,7 @@ def rotary_half(cold):
             f = r_made(heads.L, "cpu")[0]
             return zeta_rope.apply_rotary_pos_emb(q, f), zeta_rope.apply_rotary_pos_emb(k, f)
 
-        return q_and_k(), rotates(True, threads), [
+        return q_and_k(), rotates(True, not cold, threads), [
             Peer("Hugging Face Llama", hugging_face(1), head_first, token_first),
             Peer("Hugging Face Llama, (B, L, NH, H)", hugging_face(2)),
             Peer("zetascale", zeta, head_first, token_first),
@@ -194,8 +205,23 @@ def rotary_half(cold):
     return make
 
 
+def rotary_decode(threads):
+    made, start, one = llama(), 100_000, Shape(1, 1, NH, H)
+    cos, sin = made(torch.empty(0), torch.arange(start + 1)[None])
+
+    def kept(q, k):
+        at = slice(start, start + 1)
+        return apply_rotary_pos_emb(q, k, cos[:, at], sin[:, at], unsqueeze_dim=2)
+
+    ids = torch.tensor([[start]])
+    return q_and_k(one), rotates(True, True, threads, one, start), [
+        Peer("Hugging Face Llama, table kept", kept),
+        Peer("Hugging Face Llama", lambda q, k: apply_rotary_pos_emb(q, k, *made(q, ids), unsqueeze_dim=2)),
+    ]
+
+
 def rotary_backward(threads):
-    module, made = Module("rotary", H, True), llama()
+    module, made = Module("rotary", H, True).reserve(heads.L), llama()
     cos, sin = made(torch.empty(0), torch.arange(heads.L)[None])
     grads = q_and_k()
 
@@ -216,11 +242,15 @@ def rotary_backward(threads):
 rows = [
     Row("Sinusoidal", f"x += table made in the call, interleaved, {size}", sinusoidal(False), 1e-3),
     Row("Sinusoidal", f"x += table made in the call, half, {size}", sinusoidal(True), 1e-3),
+    Row("Sinusoidal", f"x += table kept from before, interleaved, {size}", sinusoidal_kept, 1e-3),
     Row("LearnedVocab", f"x += weight[p], {size}", learned_vocab),
     Row("LearnedVocab", f"backward, {size}", learned_vocab_backward),
     Row("LearnedContinuous", f"x += MLP of depth 1, {size}", learned_continuous(1)),
     Row("LearnedContinuous", f"x += MLP of depth 2, {size}", learned_continuous(2)),
     Row("Rotary", "q and k 4×2048×8×64, interleaved, table made in the call", rotary_interleaved(True), 1e-3),
     Row("Rotary", "q and k 4×2048×8×64, half, table made in the call", rotary_half(True), 1e-3),
-    Row("Rotary", "backward, q and k 4×2048×8×64, half, theirs with a table", rotary_backward, 1e-3),
+    Row("Rotary", "q and k 4×2048×8×64, interleaved, table kept from before", rotary_interleaved(False), 1e-3),
+    Row("Rotary", "q and k 4×2048×8×64, half, table kept from before", rotary_half(False), 1e-3),
+    Row("Rotary", "q and k of one new token, 8×64, at 100 000, half, table kept", rotary_decode, 1e-2),
+    Row("Rotary", "backward, q and k 4×2048×8×64, half, table kept", rotary_backward, 1e-3),
 ]

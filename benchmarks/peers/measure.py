@@ -8,6 +8,7 @@ the fastest of them takes the rest.
 
 import dataclasses
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -89,17 +90,32 @@ def seconds(run, repeats):
     return (time.perf_counter() - start) / repeats
 
 
-def alternate(ours, theirs, rounds, budget, threads, least=3):
-    """Times of ours and theirs in turns: as many rounds as fit `budget` seconds, from `least` to `rounds`."""
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def warmed_up(ours, theirs, most):
+    """The times of a turn without page faults worth mentioning, or of the last of `most`: until memory that is freed fits
+    what is made next, there are some."""
+    for _ in range(most):
+        before = faults()
+        times = seconds(ours, 1), seconds(theirs, 1)
+        if faults() - before < 500:
+            break
+    return times
+
+
+def alternate(ours, theirs, rounds, budget, threads, quick=False):
+    """Times of ours and theirs in turns: as many rounds as fit `budget` seconds, at least 3, or less if `quick`."""
     rest = REST if threads > 1 else 0
-    guess = seconds(ours, 1), seconds(theirs, 1)
-    if guess[1] > HOPELESS * guess[0] and least == 0:
+    guess = warmed_up(ours, theirs, 2 if quick else 6)
+    if quick and guess[1] > HOPELESS * guess[0]:
         return [guess]
     repeats = [max(1, int(2e-4 / t)) for t in guess]
     cost = sum(t * n for t, n in zip(guess, repeats)) + 2 * rest
     times = []
     gc.disable()
-    for _ in range(max(least, 2, min(rounds, int(budget / cost)))):
+    for _ in range(max(2 if quick else 3, min(rounds, int(budget / cost)))):
         turn = []
         for run, count in zip((ours, theirs), repeats):
             time.sleep(rest)
@@ -119,12 +135,11 @@ def difference(ours, theirs):
     for a, b in zip(tensors(ours), tensors(theirs), strict=True):
         if a.shape != b.shape:
             return f"its shape is {tuple(b.shape)}, not {tuple(a.shape)}"
-        parts = a.dim() > 3 and a.shape[0] == 1
-        largest = difference = 0.0
-        for x, y in zip(a[0], b[0]) if parts else zip(a, b):  # in parts that fit the cache better than all
-            largest = max(largest, y.abs().max().item())
-            difference = max(difference, (x - y).abs_().max().item())
-        worst = max(worst, difference / max(largest, 1e-30))
+        parts = zip(a[0], b[0]) if a.dim() > 3 and a.shape[0] == 1 else zip(a, b)  # smaller than all at once
+        extremes = torch.tensor([((x - y).abs_().max().item(), y.abs().max().item()) for x, y in parts])
+        difference, largest = extremes.max(dim=0).values.tolist()  # NaN if any is
+        if not difference <= worst * largest:
+            worst = difference / max(largest, 1e-30)
     return worst
 
 
@@ -159,7 +174,7 @@ def measure(row, threads, rounds, budget, log):
                 log(f"    {name}: {known}")
                 result.others.append((name, known))
                 continue
-            times = alternate(ours, theirs, rounds, budget / 6, threads, least=0)
+            times = alternate(ours, theirs, rounds, budget / 6, threads, quick=True)
             ratio = statistics.median(t / o for o, t in times)
             log(f"    {name}: {ratio:.2f} x ours, results differ by {known:.1g}")
             found.append((ratio, name, theirs))

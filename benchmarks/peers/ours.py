@@ -69,6 +69,11 @@ class Module:
             bound("load", self.handle, name, tensor.detach().contiguous())()
         return self
 
+    def reserve(self, length):
+        """Makes the table of a module that can keep one."""
+        bound("reserve", self.handle, length)()
+        return self
+
     def take_gradient(self, parameter, into):
         """Copies a sum of gradients, which starts again from 0."""
         bound("take_gradient", self.handle, parameter, into)()

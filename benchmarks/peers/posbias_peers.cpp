@@ -84,6 +84,7 @@ struct AttentionGradients {
 
 class AnyModule : public Subject {
  public:
+  virtual void reserve(Index length) = 0;
   virtual void mod_x(float* x, const Shape&, const TokenPositions&) const = 0;
   virtual void mod_x_backward(float* grad_x, const Shape&, const TokenPositions&) = 0;
   virtual void mod_qkv(float* q, float* k, const Shape&, const PairPositions&) const = 0;
@@ -101,6 +102,11 @@ template <class M>
 class Held final : public Learned<AnyModule, M> {
  public:
   using Learned<AnyModule, M>::Learned;
+
+  /// Makes the table of a module that can keep one.
+  void reserve(Index length) override {
+    if constexpr (requires { this->owner_.reserve(length); }) this->owner_.reserve(length);
+  }
 
   void mod_x(float* x, const Shape& s, const TokenPositions& at) const override { module().mod_x(tokens(x, s), at); }
   void mod_x_backward(float* grad_x, const Shape& s, const TokenPositions& at) override {
@@ -221,14 +227,17 @@ void release(Subject* subject) {
   delete subject;
 }
 
+void reserve(AnyModule* module, std::int64_t length) {
+  module->reserve(length);
+}
 void mod_x(AnyModule* module, float* x, Shape shape, int threads) {
   module->mod_x(x, shape, {.executor = on(threads)});
 }
 void mod_x_backward(AnyModule* module, float* grad_x, Shape shape, int threads) {
   module->mod_x_backward(grad_x, shape, {.executor = on(threads)});
 }
-void mod_qkv(AnyModule* module, float* q, float* k, Shape shape, int threads) {
-  module->mod_qkv(q, k, shape, {.executor = on(threads)});
+void mod_qkv(AnyModule* module, float* q, float* k, std::int64_t start, Shape shape, int threads) {
+  module->mod_qkv(q, k, shape, {.q_k = Positions::range(start), .executor = on(threads)});
 }
 void mod_qkv_backward(AnyModule* module, float* grad_q, float* grad_k, float* q, float* k, Shape shape, int threads) {
   module->mod_qkv_backward(grad_q, grad_k, q, k, shape, {.executor = on(threads)});
