@@ -137,9 +137,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     template <class Visit>
     void for_each(const detail::TokenBlock& block, Index feature, Index features, const Visit& visit) const {
       const Index token_stride = view.strides[0], feature_stride = view.strides[1];
-      std::vector<S*> batches;
-      for (Index n = block.first_batch; n < block.end_batch; ++n)
-        batches.push_back(view.batch(n) + block.first_token * token_stride);
+      const std::vector<S*> batches = detail::block_in_batches(view, block);
       const bool encode_all = flags.all();
       std::vector<S*> where;
       const auto each = [&](Index first, Index count) {

@@ -35,6 +35,7 @@
 
 #include "posbias/core/module.hpp"
 #include "posbias/kernel/divide.hpp"
+#include "posbias/kernel/pair_rotation.hpp"
 #include "posbias/kernel/sinusoid_rows.hpp"
 
 namespace posbias {
@@ -151,13 +152,13 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     TokenLocations locations;
   };
 
-  template <int Direction, class Q, class K, class V>
+  template <int direction, class Q, class K, class V>
   void turn(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
     const std::vector<Side> both = sides(hook, q, k, v, at);
     const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
     for (const Side& side : both) {
       at.executor.parallel_for(detail::token_blocks(side.locations),
-                               [&](Index index) { turn_block<Direction>(side, index, find); });
+                               [&](Index index) { turn_block<direction>(side, index, find); });
     }
   }
 
@@ -200,86 +201,43 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     return {feature_stride, width() / 2 * feature_stride};
   }
 
-  /// What a feature becomes, given the other one of its pair: a·cos + b·(-sin), or b·cos + a·sin.
-  static Scalar turned(Scalar own, Scalar cosine, Scalar partner, Scalar signed_sine) {
-    return own * cosine + partner * signed_sine;
-  }
-
   /// Turns the heads of a block of tokens, in the order of memory.
-  template <int Direction, class Find>
+  template <int direction, class Find>
   void turn_block(const Side& side, Index index, const Find& find) const {
     if (side.view.shape[1] == 0) return;  // no heads: no memory to point into
     const Index token_stride = side.view.strides[0], head_stride = side.view.strides[1];
-    const Index feature_stride = side.view.strides[2];
     const Index heads = side.view.shape[1], pairs = options_.n_dims / 2;
+    const PairStrides strides = pair_strides(side.view.strides[2]);
     detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
-      std::vector<Scalar*> batches;
-      for (Index n = block.first_batch; n < block.end_batch; ++n)
-        batches.push_back(side.view.batch(n) + block.first_token * token_stride);
-      const Index tokens = std::ssize(block.positions);
-      if (feature_stride == 1) {
-        std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
-        for (Index token = 0; token < tokens; ++token) {
-          const auto each_head = [&](const auto& turn) {
-            for (Scalar* batch : batches)
-              for (Index h = 0; h < heads; ++h) turn(batch + token * token_stride + h * head_stride);
-          };
-          if (options_.pairing == RotaryPairing::interleaved) {
-            spread_row<Direction>(rows[token], pairs, spread.data());
-            each_head([&](Scalar* head) { turn_interleaved(spread.data(), pairs, head); });
-          } else {
-            const Index partner = width() / 2;
-            each_head([&](Scalar* head) { turn_halves<Direction>(rows[token], pairs, head, head + partner); });
-          }
-        }
-      } else {
-        const PairStrides strides = pair_strides(feature_stride);
+      const std::vector<Scalar*> batches = detail::block_in_batches(side.view, block);
+      std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
+      const auto each_batch = [&](Index token, Index h, const auto& turn) {
+        for (Scalar* batch : batches) turn(batch + token * token_stride + h * head_stride);
+      };
+      if (side.view.strides[2] != 1) {  // tokens lie together, features do not
         for (Index h = 0; h < heads; ++h)
           for (Index i = 0; i < pairs; ++i)
-            for (Index token = 0; token < tokens; ++token)
-              for (Scalar* batch : batches) {
-                Scalar* pair = batch + token * token_stride + h * head_stride + i * strides.step;
-                const Scalar a = pair[0], b = pair[strides.partner];
-                const Scalar sine = Direction * rows[token][i], cosine = rows[token][pairs + i];
-                pair[0] = turned(a, cosine, b, -sine);
-                pair[strides.partner] = turned(b, cosine, a, sine);
-              }
+            for (Index token = 0; token < std::ssize(block.positions); ++token)
+              each_batch(token, h, [&, row = rows[token]](Scalar* head) {
+                Scalar* a = head + i * strides.step;
+                detail::turn_pair<Scalar>(direction * row[i], row[pairs + i], a[0], a[strides.partner]);
+              });
+      } else if (options_.pairing == RotaryPairing::interleaved) {
+        for (Index token = 0; token < std::ssize(block.positions); ++token) {
+          detail::spread_row<direction>(rows[token], pairs, spread.data());
+          for (Index h = 0; h < heads; ++h)
+            each_batch(token, h, [&](Scalar* head) { detail::turn_interleaved(spread.data(), pairs, head); });
+        }
+      } else {
+        for (Index token = 0; token < std::ssize(block.positions); ++token)
+          for (Index h = 0; h < heads; ++h)
+            each_batch(token, h, [&, row = rows[token]](Scalar* head) {
+              detail::turn_halves<direction>(row, pairs, head, head + strides.partner);
+            });
       }
     });
-  }
-
-  /// Turns a head of features [a... b...] whose halves lie next to each other.
-  template <int Direction>
-  static void turn_halves(const Scalar* __restrict row, Index pairs, Scalar* __restrict as, Scalar* __restrict bs) {
-    const Scalar* __restrict cosines = row + pairs;
-    for (Index i = 0; i < pairs; ++i) {
-      const Scalar a = as[i], b = bs[i], sine = Direction * row[i];
-      as[i] = turned(a, cosines[i], b, -sine);
-      bs[i] = turned(b, cosines[i], a, sine);
-    }
-  }
-
-  /// Turns a head of features [a b a b ...], given cosines and signed sines that stand as they do.
-  static void turn_interleaved(const Scalar* __restrict cosines, Index pairs, Scalar* __restrict head) {
-    const Scalar* __restrict sines = cosines + 2 * pairs;
-    for (Index i = 0; i < 2 * pairs; i += 2) {
-      const Scalar a = head[i], b = head[i + 1];
-      head[i] = turned(a, cosines[i], b, sines[i]);
-      head[i + 1] = turned(b, cosines[i + 1], a, sines[i + 1]);
-    }
-  }
-
-  /// [s s | c c] to [c c c c | -s s -s s], for all heads of a token: processors then only swap neighbours.
-  template <int Direction>
-  static void spread_row(const Scalar* __restrict row, Index pairs, Scalar* __restrict spread) {
-    Scalar* __restrict sines = spread + 2 * pairs;
-    for (Index i = 0; i < pairs; ++i) {
-      spread[2 * i] = spread[2 * i + 1] = row[pairs + i];
-      sines[2 * i] = -Direction * row[i];
-      sines[2 * i + 1] = Direction * row[i];
-    }
   }
 
   void backward(const Side& grad, const detail::TensorView<const Scalar, 3>& value, const auto& find,

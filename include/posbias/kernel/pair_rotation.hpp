@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Rotations of pairs of features by given sines and cosines.
+#pragma once
+
+#include "posbias/core/index.hpp"
+
+namespace posbias::detail {
+
+/// What a feature becomes, given the other one of its pair: a·cos + b·(-sin), or b·cos + a·sin.
+template <class Scalar>
+Scalar turned(Scalar own, Scalar cosine, Scalar partner, Scalar signed_sine) {
+  return own * cosine + partner * signed_sine;
+}
+
+/// Turns a pair.
+template <class Scalar>
+void turn_pair(Scalar sine, Scalar cosine, Scalar& a, Scalar& b) {
+  const Scalar was_a = a, was_b = b;
+  a = turned(was_a, cosine, was_b, -sine);
+  b = turned(was_b, cosine, was_a, sine);
+}
+
+/// Turns a head of features [a... b...], given its row [sines | cosines]; backwards with direction -1.
+template <int direction, class Scalar>
+void turn_halves(const Scalar* __restrict row, Index pairs, Scalar* __restrict as, Scalar* __restrict bs) {
+  for (Index i = 0; i < pairs; ++i) turn_pair<Scalar>(direction * row[i], row[pairs + i], as[i], bs[i]);
+}
+
+/// A row [s s | c c] as [c c c c | -s s -s s]: then heads of features [a b a b] only take a swap of neighbours.
+template <int direction, class Scalar>
+void spread_row(const Scalar* __restrict row, Index pairs, Scalar* __restrict spread) {
+  Scalar* __restrict sines = spread + 2 * pairs;
+  for (Index i = 0; i < pairs; ++i) {
+    spread[2 * i] = spread[2 * i + 1] = row[pairs + i];
+    sines[2 * i] = -direction * row[i];
+    sines[2 * i + 1] = direction * row[i];
+  }
+}
+
+/// Turns a head of features [a b a b ...], given its spread row.
+template <class Scalar>
+void turn_interleaved(const Scalar* __restrict spread, Index pairs, Scalar* __restrict head) {
+  const Scalar* __restrict sines = spread + 2 * pairs;
+  for (Index i = 0; i < 2 * pairs; i += 2) {
+    const Scalar a = head[i], b = head[i + 1];
+    head[i] = turned(a, spread[i], b, sines[i]);
+    head[i + 1] = turned(b, spread[i + 1], a, sines[i + 1]);
+  }
+}
+
+}  // namespace posbias::detail
