@@ -18,6 +18,7 @@ import torch
 # After a parallel region libgomp's threads spin for 10 ms (measured: 10.2 ms of CPU time in a sleep of 30 ms), on the
 # core that posbias would use. Both sides rest for longer than that after each turn, where there are two threads.
 REST = 0.015
+FAULTS = 500  # 2 MB of new memory: a turn with more is left out if there are others
 HOPELESS = 5  # times slower than ours: one turn says enough, unless it is the best
 
 
@@ -100,29 +101,30 @@ def warmed_up(ours, theirs, most):
     for _ in range(most):
         before = faults()
         times = seconds(ours, 1), seconds(theirs, 1)
-        if faults() - before < 500:
+        if faults() - before < FAULTS:
             break
     return times
 
 
 def alternate(ours, theirs, rounds, budget, threads, quick=False):
-    """Times of ours and theirs in turns: as many rounds as fit `budget` seconds, at least 3, or less if `quick`."""
+    """Times of ours and theirs in turns: as many rounds as fit `budget` seconds, at least 5, or 2 if `quick`."""
     rest = REST if threads > 1 else 0
     guess = warmed_up(ours, theirs, 2 if quick else 6)
     if quick and guess[1] > HOPELESS * guess[0]:
         return [guess]
     repeats = [max(1, int(2e-4 / t)) for t in guess]
     cost = sum(t * n for t, n in zip(guess, repeats)) + 2 * rest
-    times = []
+    turns = []
     gc.disable()
-    for _ in range(max(2 if quick else 3, min(rounds, int(budget / cost)))):
-        turn = []
+    for _ in range(max(2 if quick else 5, min(rounds, int(budget / cost)))):
+        turn, before = [], faults()
         for run, count in zip((ours, theirs), repeats):
             time.sleep(rest)
             turn.append(seconds(run, count))
-        times.append(turn)
+        turns.append((faults() - before, turn))
     gc.enable()
-    return times
+    without_faults = [turn for count, turn in turns if count < FAULTS]
+    return without_faults if len(without_faults) > 1 else [turn for _, turn in turns]
 
 
 def tensors(results):
