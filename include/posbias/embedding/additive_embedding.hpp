@@ -155,15 +155,22 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
         for (Index f = feature; f < feature + features; ++f) each(f, 1);
     }
 
+    /// Adds tokens to a row, one after another.
+    static void sum_each(double* __restrict row, Index count, const auto* __restrict... from) {
+      for (Index f = 0; f < count; ++f) ((row[f] += static_cast<double>(from[f])), ...);
+    }
+
     /// Calls `use(positions, rows)` with the sums over the batch of these features of block `index`, computed in `rows`.
     template <class Use>
     void sum(Index index, Index feature, Index features, Eigen::ArrayXd& rows, const Use& use) const {
       detail::visit_token_block(locations, view.batches(), index, [&](const detail::TokenBlock& block) {
         rows.setZero(std::ssize(block.positions) * features);
         for_each(block, feature, features, [&](Index token, Index first, Index count, std::span<S* const> where) {
-          double* __restrict row = rows.data() + token * features + (first - feature);
-          for (const S* __restrict values : where)
-            for (Index f = 0; f < count; ++f) row[f] += static_cast<double>(values[f]);
+          double* row = rows.data() + token * features + (first - feature);
+          std::size_t n = 0;
+          for (; n + 4 <= where.size(); n += 4)
+            sum_each(row, count, where[n], where[n + 1], where[n + 2], where[n + 3]);
+          for (; n < where.size(); ++n) sum_each(row, count, where[n]);
         });
         use(block.positions, rows.data());
       });
