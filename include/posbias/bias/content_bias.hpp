@@ -19,8 +19,8 @@ namespace posbias {
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `static constexpr bool integers_only`, if positions must be integers;
 ///   - `static constexpr bool looks_at_keys`: whether k has a gradient;
-///   - `Prepared prepared(const Q& q, const K& k, PairLocations) const`: the bias at given positions, ready for tiles (see
-///     `Module::prepare`); it may refer to the module, to q and to k.
+///   - `Prepared prepared(const Q& q, const K& k, PairLocations, const Executor&) const`: the bias at given positions, ready
+///     for tiles (see `Module::prepare`); it may refer to the module, to q and to k, and keep the executor.
 template <class Derived, class Scalar_, class Parameters>
 class ContentBias : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
@@ -34,7 +34,7 @@ class ContentBias : public Module<Derived, Parameters> {
   /// position get none. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const auto prepared = derived().prepared(q, k, checked("mod_mask", "mask", mask, q, k, v, at));
+    const auto prepared = derived().prepared(q, k, checked("mod_mask", "mask", mask, q, k, v, at), at.executor);
     detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
   }
 
@@ -45,18 +45,18 @@ class ContentBias : public Module<Derived, Parameters> {
   void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
     const auto prepared =
-        derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads));
+        derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads), at.executor);
     auto sums = prepared.accumulator(grad_q, grad_k);
     detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
     prepared.finish(sums, grads);
   }
 
-  /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q and to k, and owns all else. Throws
-  /// ShapeError, PositionError.
+  /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q, to k and to who runs the executor's
+  /// tasks, and owns all else. Throws ShapeError, PositionError.
   template <TensorOf<Scalar, 3> Q, HeadsTensor K>
   [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
     const detail::AttentionShape shape = check_queries("prepare", q, k, k);
-    return derived().prepared(q, k, locations("prepare", shape, at));
+    return derived().prepared(q, k, locations("prepare", shape, at), at.executor);
   }
   template <HeadsTensor Q, HeadsTensor K>
   void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;

@@ -10,7 +10,8 @@
 /// both, attention's options and this module's.
 ///
 /// Shapes: q (B, *, L1, NH, H), k (B, *, L2, NHk, H) with NHk = NH or a divisor of it, mask (B, *, NH, L1, L2). Cost: the
-/// projections of the table; then for each term about as many multiplications as q·kᵀ. Workspace O((L1+L2)·NH·H). Integers
+/// projections of the table; then for each term at most about as many multiplications as q·kᵀ, and fewer where relative
+/// positions are beyond the table. Workspace O((L1+L2)·NH·H). Integers
 /// only. Backward runs on the calling thread where heads of keys are shared by heads of queries.
 #pragma once
 
@@ -69,7 +70,7 @@ class DisentangledTerm {
 
   /// Rows are picked by `sign` times the relative positions that are given.
   DisentangledTerm(const RelativePositionTable<Scalar>& table, bool to_queries, Index n_heads, Scalar scale,
-                   std::int64_t sign)
+                   std::int64_t sign, const Executor& executor)
       : table_(&table),
         to_queries_(to_queries),
         n_heads_(n_heads),
@@ -77,7 +78,7 @@ class DisentangledTerm {
         sign_(sign),
         buckets_("DisentangledBias", table.positions()),
         projected_(static_cast<std::size_t>(table.positions() * table.outputs())) {
-    table.project(to_queries, 0, table.positions(), projected_.data(), Executor());
+    table.project(to_queries, 0, table.positions(), projected_.data(), executor);
   }
 
   [[nodiscard]] Index n_heads() const { return n_heads_; }
@@ -85,29 +86,50 @@ class DisentangledTerm {
   [[nodiscard]] Scalar scale() const { return scale_; }
   [[nodiscard]] std::vector<Scalar> offsets() const { return std::vector<Scalar>(static_cast<std::size_t>(dim())); }
 
-  void project(std::span<const double> relative, Scalar* r, Index stride) const {
-    for (std::size_t c = 0; c < relative.size(); ++c) {
-      const Scalar* row = projected_.data() + bucket(relative[c]) * dim();
-      for (Index d = 0; d < dim(); ++d) r[d * stride + static_cast<Index>(c)] = row[d];
-    }
+  /// Those of the table.
+  [[nodiscard]] std::pair<double, double> ends() const {
+    const Index middle = table_->positions() / 2;
+    const auto first = static_cast<double>(-middle), last = static_cast<double>(table_->positions() - 1 - middle);
+    return sign_ > 0 ? std::pair(first, last) : std::pair(-last, -first);
+  }
+
+  void project(std::span<const double> relative, Scalar* r, Index stride, const Executor& executor) const {
+    for_each_entry(relative, executor, [&](Index row, Index d, Index c) {
+      r[d * stride + c] = projected_[static_cast<std::size_t>(row * dim() + d)];
+    });
   }
 
   /// Adjoint of `project`.
-  void project_backward(std::span<const double> relative, const double* grad_r, Index stride,
-                        ProjectionSums& sums) const {
+  void project_backward(std::span<const double> relative, const double* grad_r, Index stride, ProjectionSums& sums,
+                        const Executor& executor) const {
     sums.table.resize(projected_.size());
-    for (std::size_t c = 0; c < relative.size(); ++c) {
-      double* row = sums.table.data() + bucket(relative[c]) * dim();
-      for (Index d = 0; d < dim(); ++d) row[d] += grad_r[d * stride + static_cast<Index>(c)];
-    }
+    for_each_entry(relative, executor, [&](Index row, Index d, Index c) {
+      sums.table[static_cast<std::size_t>(row * dim() + d)] += grad_r[d * stride + c];
+    });
   }
 
-  void finish(const ProjectionSums& sums, const std::vector<double>& /*grad_offsets*/, Gradients& grads) const {
+  void finish(const ProjectionSums& sums, const std::vector<double>& /*grad_offsets*/, Gradients& grads,
+              const Executor& executor) const {
     if (!sums.table.empty())
-      table_->project_backward(to_queries_, 0, table_->positions(), sums.table.data(), grads, Executor());
+      table_->project_backward(to_queries_, 0, table_->positions(), sums.table.data(), grads, executor);
   }
 
  private:
+  /// Calls `visit(row of the table, feature, relative position)`, head by head, for a cache line of positions at a time.
+  template <class Visit>
+  void for_each_entry(std::span<const double> relative, const Executor& executor, const Visit& visit) const {
+    constexpr std::size_t together = 16;
+    executor.parallel_for(n_heads_, [&](Index h) {
+      for (std::size_t first = 0; first < relative.size(); first += together) {
+        const auto some = relative.subspan(first, std::min(together, relative.size() - first));
+        std::array<Index, together> rows;
+        std::transform(some.begin(), some.end(), rows.begin(), [&](double position) { return bucket(position); });
+        for (Index d = h * head_dim(); d < (h + 1) * head_dim(); ++d)
+          for (std::size_t c = 0; c < some.size(); ++c) visit(rows[c], d, static_cast<Index>(first + c));
+      }
+    });
+  }
+
   [[nodiscard]] Index dim() const { return table_->outputs(); }
   [[nodiscard]] Index bucket(double relative) const {
     constexpr double far = 0x1p62;  // beyond any table, and an integer that can be negated
@@ -143,19 +165,20 @@ class PreparedDisentangledBias {
   };
 
   PreparedDisentangledBias(const RelativePositionTable<Scalar>& table, const DisentangledBiasOptions& options,
-                           Scalar scale, const Content& q, const Content& k, const PairLocations& at) {
+                           Scalar scale, const Content& q, const Content& k, const PairLocations& at,
+                           const Executor& executor) {
     const bool by_query_minus_key = options.index == DisentangledIndex::query_minus_key;
     const bool paper = options.index == DisentangledIndex::paper;
     const auto term = [&](bool to_queries, std::int64_t sign) {
-      return std::make_unique<const Term>(table, to_queries, options.n_heads, scale, sign);
+      return std::make_unique<const Term>(table, to_queries, options.n_heads, scale, sign, executor);
     };
     if (options.mode.contains(c2p)) {
       keys_ = term(false, by_query_minus_key || paper ? -1 : 1);
-      c2p_.emplace(*keys_, q, at);
+      c2p_.emplace(*keys_, q, at, executor);
     }
     if (options.mode.contains(p2c)) {
       queries_ = term(true, by_query_minus_key ? 1 : -1);  // positions are swapped
-      p2c_.emplace(*queries_, k, PairLocations(at.k, at.q));
+      p2c_.emplace(*queries_, k, PairLocations(at.k, at.q), executor);
     }
   }
 
@@ -243,8 +266,8 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
 
   /// What `mod_mask` adds. Refers to this module, to q and to k.
   template <TensorOf<Scalar, 3> Q, TensorOf<Scalar, 3> K>
-  [[nodiscard]] Prepared prepared(const Q& q, const K& k, const PairLocations& at) const {
-    return Prepared(this->parameters_, options_, scale_, detail::view<3>(q), detail::view<3>(k), at);
+  [[nodiscard]] Prepared prepared(const Q& q, const K& k, const PairLocations& at, const Executor& executor) const {
+    return Prepared(this->parameters_, options_, scale_, detail::view<3>(q), detail::view<3>(k), at, executor);
   }
 
  private:

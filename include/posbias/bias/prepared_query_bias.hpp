@@ -13,6 +13,8 @@
 ///     query 1      . [-1 0  1  2] .       ->     query 1  [-1 0  1  2]
 ///     query 2     [-2 -1 0  1] .  .              query 2  [-2 -1 0  1]
 ///
+/// Where neighbouring columns have the same r, as beyond the ends of a table, they are one column, which many keys read.
+///
 /// A bias of the keys is the same with keys in the place of queries: positions swapped, tiles transposed.
 ///
 /// Workspace: O(columns·dim) for the projections, O(keys) for a strip. Where relative positions do not repeat, each
@@ -25,25 +27,40 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/bias/column_strips.hpp"
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/relative_columns.hpp"
+#include "posbias/core/executor.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
 
 /// A bias of queries at given positions, ready to add itself to tiles of logits in any order and from any thread.
-/// Refers to the module and to q, which must outlive it; q may have fewer heads than there are logits of, each for a group
-/// of them. `Bias` supplies
+/// Refers to the module, to q and to who runs its executor's tasks, which must outlive it; q may have fewer heads than
+/// there are logits of, each for a group of them. `Bias` supplies
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `Scalar scale() const`, `std::vector<Scalar> offsets() const`: (NH, H);
-///   - `void project(std::span<const double> relative, Scalar* r, Index stride) const`: (dim, relative.size()), rows
-///     `stride` apart, at key minus query positions;
+///   - `std::pair<double, double> ends() const`: relative positions beyond an end have the r of that end;
+///   - `void project(std::span<const double> relative, Scalar* r, Index stride, const Executor&) const`: (dim,
+///     relative.size()), rows `stride` apart, at key minus query positions;
 ///   - `ProjectionSums`, a default-constructible type, and `void project_backward(relative, const double* grad_r,
-///     Index stride, ProjectionSums&) const`, the adjoint of `project`, in double;
-///   - `void finish(const ProjectionSums&, const std::vector<double>& grad_offsets, Gradients&) const`.
+///     Index stride, ProjectionSums&, const Executor&) const`, the adjoint of `project`, in double;
+///   - `void finish(const ProjectionSums&, const std::vector<double>& grad_offsets, Gradients&, const Executor&) const`.
 template <class Bias>
 class PreparedQueryBias {
+  /// What logits gradients add up to, column by column.
+  struct ColumnSums {
+    std::vector<double> r;       // gradient of r: (dim, columns), rows padded
+    std::vector<double> logits;  // of the logits that read a column: (NH, columns), rows padded
+  };
+
+  /// r of a head by column, packed: (columns, H).
+  struct RowsOfR {
+    detail::Workspace<typename Bias::Scalar> memory{};
+    detail::Panels<typename Bias::Scalar> panels{};
+  };
+
  public:
   using Scalar = typename Bias::Scalar;
   using Gradients = typename Bias::Gradients;
@@ -51,18 +68,33 @@ class PreparedQueryBias {
 
   /// What the gradients of tiles add up to, in double from 32 queries to the next, and where those of the queries go.
   struct Accumulator {
-    std::vector<double> projected;  // (dim, columns), rows padded
-    std::vector<double> offsets;    // (NH, H)
+    ColumnSums columns;
+    std::vector<double> offsets;  // (NH, H)
+    std::vector<RowsOfR> r;       // of each head, from its first tile on
     typename Bias::ProjectionSums sums;
     detail::TensorView<Scalar, 3> grad_q;
   };
 
-  PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, PairLocations at)
-      : bias_(&bias), q_(q), group_(bias.n_heads() / q.shape[1]), columns_(std::move(at)), offsets_(bias.offsets()) {
+  /// The executor is for projections, here and in `finish`.
+  PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, PairLocations at,
+                    const Executor& executor)
+      : bias_(&bias),
+        q_(q),
+        executor_(executor),
+        group_(bias.n_heads() / q.shape[1]),
+        columns_(std::move(at)),
+        offsets_(bias.offsets()) {
     if (!columns_.numbered()) return;
-    stride_ = stride_of(columns_.relative());
+    const auto [lowest, highest] = bias.ends();
+    const std::span<const double> relatives = columns_.relative();
+    first_column_ =
+        std::max<Index>(std::upper_bound(relatives.begin(), relatives.end(), lowest) - relatives.begin(), 1) - 1;
+    last_column_ = std::min<Index>(
+        std::lower_bound(relatives.begin() + first_column_, relatives.end(), highest) - relatives.begin(),
+        std::ssize(relatives) - 1);
+    stride_ = stride_of(relative());
     projected_.make_room(dim() * stride_);
-    bias_->project(columns_.relative(), projected_.data(), stride_);
+    bias_->project(relative(), projected_.data(), stride_, executor_);
   }
 
   /// Whether tiles of different heads may be accumulated at the same time.
@@ -72,24 +104,29 @@ class PreparedQueryBias {
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
   void add_to(const LogitTile<Scalar>& tile) const {
+    const bool aside = tile.key_stride != 1;  // rows are made aside where their keys lie apart
     std::vector<Scalar> content;
-    detail::Workspace<Scalar> product;
+    detail::Workspace<Scalar> product, rows(aside ? 16 * tile.keys : 0);
     for_each_block(tile, 16, [&](const Block& block) {
       for (Index h = 0; h < tile.heads; ++h) {
         fill_content(tile, block, h, content);
-        for (const Strip& strip : block.strips) {
+        for (const detail::ColumnStrip& strip : block.strips) {
           const Index width = detail::whole_lanes<Scalar>(strip.width());
           product.make_room(block.queries * width);
           detail::multiply<detail::Sum::fresh>(
               block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
               detail::Panels<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + strip.begin, block.stride),
               product.data(), width);
-          for (const detail::ColumnSlice& piece : strip.pieces) {
-            const Scalar* values = product.data() + (piece.query - block.first_query) * width + piece.column;
-            detail::add_values(values, piece.count, tile.row(h, piece.query) + piece.key * tile.key_stride,
-                               tile.key_stride);
+          for (const detail::ColumnPiece& piece : strip.pieces) {
+            const Index query = piece.query - block.first_query;
+            const Scalar* values = product.data() + query * width + piece.column;
+            if (aside)
+              write(piece, values, rows.data() + query * tile.keys + piece.key);
+            else
+              add(piece, values, tile.row(h, piece.query) + piece.key);
           }
         }
+        if (aside) add_aside(tile, block, h, rows.data());
       }
     });
   }
@@ -97,45 +134,50 @@ class PreparedQueryBias {
   /// grad_q (B, *, L1, NH, H) is where `accumulate` adds the gradient of the queries; keys have none.
   template <HeadsTensor GQ, HeadsTensor GK>
   [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& /*grad_k*/) const {
-    return {std::vector<double>(static_cast<std::size_t>(dim() * stride_)),
-            std::vector<double>(static_cast<std::size_t>(dim())), typename Bias::ProjectionSums(),
+    return {zero_sums(stride_), std::vector<double>(static_cast<std::size_t>(dim())),
+            std::vector<RowsOfR>(static_cast<std::size_t>(bias_->n_heads())), typename Bias::ProjectionSums(),
             detail::view<3>(grad_q)};
   }
 
   /// Adjoint of `add_to`: adds to the gradient of the tile's queries, and sums the rest up. Tiles that share a head
   /// must come one after another; without columns, all tiles must.
   void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
-    std::vector<double> grad_r;
-    for_each_block(tile, 32, [&](const Block& block) {
-      if (columns_.numbered()) {
-        accumulate(tile, block, to.projected.data(), to);
-      } else {
-        grad_r.assign(static_cast<std::size_t>(dim() * block.stride), 0);
-        accumulate(tile, block, grad_r.data(), to);
-        bias_->project_backward(block.relative, grad_r.data(), block.stride, to.sums);
-      }
-    });
+    constexpr Index most_queries = 32, most_keys = 512;  // long sums lose less in parts
+    for (Index key = tile.key, end = 0; key < tile.key + tile.keys; key = end) {
+      end = std::min(tile.key + tile.keys, (key / most_keys + 1) * most_keys);
+      LogitTile<const Scalar> part = tile;
+      part.data += (key - tile.key) * tile.key_stride;
+      part.key = key;
+      part.keys = end - key;
+      for_each_block(part, most_queries, [&](const Block& block) {
+        if (columns_.numbered()) {
+          accumulate(part, block, to.columns, to);
+        } else {
+          ColumnSums own = zero_sums(block.stride);
+          accumulate(part, block, own, to);
+          add_to_offsets(block.r, block.stride, own.logits, to.offsets);
+          bias_->project_backward(block.relative, own.r.data(), block.stride, to.sums, Executor());
+        }
+      });
+    }
   }
 
   /// Adds what was accumulated to the parameters' gradients.
   void finish(Accumulator& from, Gradients& grads) const {
-    if (columns_.numbered()) bias_->project_backward(columns_.relative(), from.projected.data(), stride_, from.sums);
-    bias_->finish(from.sums, from.offsets, grads);
+    if (columns_.numbered()) {
+      add_to_offsets(projected_.data(), stride_, from.columns.logits, from.offsets);
+      bias_->project_backward(relative(), from.columns.r.data(), stride_, from.sums, executor_);
+    }
+    bias_->finish(from.sums, from.offsets, grads, executor_);
   }
 
  private:
-  /// Neighbouring columns, and the slices that read them; columns of slices are counted from `begin`.
-  struct Strip {
-    Index begin, end;
-    std::vector<detail::ColumnSlice> pieces;
-
-    [[nodiscard]] Index width() const { return end - begin; }
-  };
+  using Values = Eigen::ArrayX<Scalar>;
 
   /// Some queries of a tile, the strips they read, and the r of the columns.
   struct Block {
-    Index first_query, queries;
-    std::vector<Strip> strips;
+    Index first_query, queries, first_key;  // keys before it have no position
+    std::vector<detail::ColumnStrip> strips;
     std::span<const double> relative;
     const Scalar* r;
     Index stride;
@@ -144,9 +186,20 @@ class PreparedQueryBias {
   [[nodiscard]] Index head_dim() const { return bias_->head_dim(); }
   [[nodiscard]] Index dim() const { return bias_->n_heads() * head_dim(); }
 
+  /// Of the columns that differ.
+  [[nodiscard]] std::span<const double> relative() const {
+    return columns_.relative().subspan(static_cast<std::size_t>(first_column_),
+                                       static_cast<std::size_t>(last_column_ + 1 - first_column_));
+  }
+
   /// Products compute whole lanes from any column on.
   [[nodiscard]] static Index stride_of(std::span<const double> relative) {
     return detail::whole_lanes<Scalar>(static_cast<Index>(relative.size())) + detail::lanes<Scalar>;
+  }
+
+  [[nodiscard]] ColumnSums zero_sums(Index stride) const {
+    const auto zeros = [&](Index rows) { return std::vector<double>(static_cast<std::size_t>(rows * stride)); };
+    return {zeros(dim()), zeros(bias_->n_heads())};
   }
 
   /// The first row of r that belongs to a head of a tile.
@@ -158,18 +211,19 @@ class PreparedQueryBias {
   /// Fewer queries in a block leave fewer columns that only some of them read, more share what is done once a block.
   template <class S, class Visit>
   void for_each_block(const LogitTile<S>& tile, Index most_queries, const Visit& visit) const {
-    std::vector<detail::ColumnSlice> slices;
+    std::vector<detail::ColumnPiece> pieces;
     const auto hand_out = [&](std::span<const double> relative, const Scalar* r, Index stride) {
-      if (slices.empty()) return;
-      const Index first = slices.front().query;
-      visit(Block{first, slices.back().query + 1 - first, strips_of(slices), relative, r, stride});
-      slices.clear();
+      if (pieces.empty()) return;
+      const Index first = pieces.front().query;
+      visit(Block{first, pieces.back().query + 1 - first, pieces.front().key, detail::strips_of(pieces), relative, r,
+                  stride});
+      pieces.clear();
     };
     if (columns_.numbered()) {
-      const auto hand_out_columns = [&] { hand_out(columns_.relative(), projected_.data(), stride_); };
+      const auto hand_out_columns = [&] { hand_out(relative(), projected_.data(), stride_); };
       columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {
-        if (!slices.empty() && slice.query >= slices.front().query + most_queries) hand_out_columns();
-        slices.push_back(slice);
+        if (!pieces.empty() && slice.query >= pieces.front().query + most_queries) hand_out_columns();
+        add_pieces(slice, pieces);
       });
       hand_out_columns();
     } else {
@@ -181,42 +235,47 @@ class PreparedQueryBias {
         std::sort(own.begin(), own.end());
         own.erase(std::unique(own.begin(), own.end()), own.end());
         for (std::size_t j = 0; j < relative.size(); ++j)
-          slices.push_back({i, first_key + static_cast<Index>(j),
+          pieces.push_back({i, first_key + static_cast<Index>(j),
                             std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
         const Index stride = stride_of(own);
         r.assign(static_cast<std::size_t>(dim() * stride), 0);
-        bias_->project(own, r.data(), stride);
+        bias_->project(own, r.data(), stride, Executor());
         hand_out(own, r.data(), stride);
       });
     }
   }
 
-  /// The columns that slices read, without those in wide gaps between.
-  static std::vector<Strip> strips_of(std::span<const detail::ColumnSlice> slices) {
-    constexpr Index most_columns = 1024, wide_gap = 64;
-    std::vector<std::pair<Index, Index>> ranges;  // of columns: begin, end
-    for (const detail::ColumnSlice& slice : slices) ranges.emplace_back(slice.column, slice.column + slice.count);
-    std::sort(ranges.begin(), ranges.end());
-    std::vector<Strip> strips;
-    for (auto [begin, end] : ranges) {
-      if (!strips.empty() && begin <= strips.back().end + wide_gap) {
-        const Index room = strips.back().begin + most_columns;
-        strips.back().end = std::max(strips.back().end, std::min(end, room));
-        begin = strips.back().end;
-      }
-      for (; begin < end; begin += most_columns) strips.push_back({begin, std::min(begin + most_columns, end), {}});
+  /// Columns before the first that differs are read as the first, those behind the last as the last.
+  void add_pieces(const detail::ColumnSlice& slice, std::vector<detail::ColumnPiece>& pieces) const {
+    const Index before = std::clamp<Index>(first_column_ - slice.column, 0, slice.count);
+    const Index behind = std::clamp<Index>(slice.column + slice.count - 1 - last_column_, 0, slice.count - before);
+    const Index between = slice.count - before - behind;
+    if (before > 0) pieces.push_back({slice.query, slice.key, 0, before, true});
+    if (between > 0)
+      pieces.push_back({slice.query, slice.key + before, slice.column + before - first_column_, between});
+    if (behind > 0)
+      pieces.push_back({slice.query, slice.key + before + between, last_column_ - first_column_, behind, true});
+  }
+
+  static void write(const detail::ColumnPiece& piece, const Scalar* values, Scalar* row) {
+    if (piece.same)
+      std::fill_n(row, piece.count, *values);
+    else
+      std::copy_n(values, piece.count, row);
+  }
+  static void add(const detail::ColumnPiece& piece, const Scalar* values, Scalar* row) {
+    if (piece.same)
+      Eigen::Map<Values>(row, piece.count) += *values;
+    else
+      detail::add_values(values, piece.count, row, 1);
+  }
+
+  /// Adds the rows of a block, `tile.keys` apart, where keys lie apart: query by query in memory.
+  static void add_aside(const LogitTile<Scalar>& tile, const Block& block, Index h, const Scalar* rows) {
+    for (Index j = block.first_key; j < tile.keys; ++j) {
+      Scalar* logits = tile.row(h, block.first_query) + j * tile.key_stride;
+      for (Index i = 0; i < block.queries; ++i) logits[i * tile.query_stride] += rows[i * tile.keys + j];
     }
-    for (const detail::ColumnSlice& slice : slices) {
-      auto strip = std::upper_bound(strips.begin(), strips.end(), slice.column,
-                                    [](Index column, const Strip& s) { return column < s.end; });
-      for (Index done = 0; done < slice.count; ++strip) {
-        const Index column = slice.column + done;
-        const Index count = std::min(slice.count - done, strip->end - column);
-        strip->pieces.push_back({slice.query, slice.key + done, column - strip->begin, count});
-        done += count;
-      }
-    }
-    return strips;
   }
 
   /// scale · (q + offset) of the block's queries, (queries, H).
@@ -233,65 +292,131 @@ class PreparedQueryBias {
     }
   }
 
-  void accumulate(const LogitTile<const Scalar>& tile, const Block& block, double* grad_r, Accumulator& to) const {
+  void accumulate(const LogitTile<const Scalar>& tile, const Block& block, ColumnSums& sums, Accumulator& to) const {
     using detail::Factor, detail::Panels, detail::Sum;
-    const Index lanes = detail::whole_lanes<double>(block.queries);
-    std::vector<Scalar> content, by_query, product;
-    std::vector<double> grad_content, by_column;
+    constexpr Index together = 4 * detail::lanes<Scalar>;  // columns whose product stays in cache
+    const Index features = detail::whole_lanes<Scalar>(head_dim());
+    std::vector<Scalar> content, rows;
+    detail::Workspace<Scalar> gradient, grad_content(block.queries * features), product(head_dim() * together);
     for (Index h = 0; h < tile.heads; ++h) {
       fill_content(tile, block, h, content);
-      grad_content.assign(static_cast<std::size_t>(head_dim() * lanes), 0);
-      for (const Strip& strip : block.strips) {
+      const Panels<Scalar> r_by_column = rows_of_r(block, tile.head + h, to);
+      std::fill_n(grad_content.data(), block.queries * features, Scalar(0));
+      const LogitTile<const Scalar> side_by_side = with_keys_together(tile, block, h, rows);
+      for (const detail::ColumnStrip& strip : block.strips) {
         const Index width = detail::whole_lanes<Scalar>(strip.width());
-        by_query.assign(static_cast<std::size_t>(block.queries * width), 0);
-        by_column.assign(static_cast<std::size_t>(strip.width() * lanes), 0);
-        for (const detail::ColumnSlice& piece : strip.pieces) {
-          const Scalar* logits = tile.row(h, piece.query) + piece.key * tile.key_stride;
+        gradient.make_room(block.queries * width);
+        std::fill_n(gradient.data(), block.queries * width, Scalar(0));
+        for (const detail::ColumnPiece& piece : strip.pieces) {
           const Index query = piece.query - block.first_query;
-          Scalar* row = by_query.data() + query * width + piece.column;
-          double* column = by_column.data() + piece.column * lanes + query;
-          for (Index j = 0; j < piece.count; ++j) row[j] += logits[j * tile.key_stride];
-          for (Index j = 0; j < piece.count; ++j) column[j * lanes] += static_cast<double>(logits[j * tile.key_stride]);
+          const Scalar* logits = side_by_side.row(0, query) + piece.key;
+          Scalar* row = gradient.data() + query * width + piece.column;
+          if (piece.same)
+            *row += static_cast<Scalar>(Eigen::Map<const Values>(logits, piece.count).template cast<double>().sum());
+          else
+            for (Index j = 0; j < piece.count; ++j) row[j] += logits[j];
         }
-        const Index r = first_row(tile, h) * block.stride + strip.begin;
-        // Of the content (H, queries): r (H, columns) times the strip's gradient (columns, queries). In double, because
-        // over many queries the offset's cancels.
-        detail::add_product(head_dim(), lanes, strip.width(), Factor<Scalar>{block.r + r, block.stride, 1},
-                            by_column.data(), lanes, grad_content.data(), lanes);
-        // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
-        product.resize(static_cast<std::size_t>(head_dim() * width));
-        detail::multiply<Sum::fresh>(head_dim(), width, block.queries, Factor<Scalar>{content.data(), 1, head_dim()},
-                                     Panels<Scalar>::of_rows(by_query.data(), width), product.data(), width);
-        for (Index d = 0; d < head_dim(); ++d)
-          Eigen::Map<Eigen::ArrayXd>(grad_r + r + d * block.stride, width) +=
-              Eigen::Map<const Eigen::ArrayX<Scalar>>(product.data() + d * width, width).template cast<double>();
+        add_to_content(block.queries, strip.width(), gradient.data(), width, r_by_column.from(strip.begin, 0),
+                       grad_content.data(), features);
+        double* logits = sums.logits.data() + (tile.head + h) * block.stride + strip.begin;
+        double* r = sums.r.data() + first_row(tile, h) * block.stride + strip.begin;
+        for (Index j = 0; j < width; j += together) {
+          const Index count = std::min(together, width - j);
+          for (Index i = 0; i < block.queries; ++i) add_in_double(gradient.data() + i * width + j, count, logits + j);
+          // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
+          detail::multiply<Sum::fresh>(head_dim(), count, block.queries, Factor<Scalar>{content.data(), 1, head_dim()},
+                                       Panels<Scalar>::of_rows(gradient.data() + j, width), product.data(), together);
+          for (Index d = 0; d < head_dim(); ++d)
+            add_in_double(product.data() + d * together, count, r + d * block.stride + j);
+        }
       }
-      add_to_queries(tile, block, h, grad_content, lanes, to);
+      add_to_queries(tile, block, h, grad_content.data(), features, to);
     }
   }
 
-  void add_to_queries(const LogitTile<const Scalar>& tile, const Block& block, Index h,
-                      const std::vector<double>& grad_content, Index lanes, Accumulator& to) const {
-    const auto scale = static_cast<double>(bias_->scale());
-    double* offset = to.offsets.data() + first_row(tile, h);
+  /// grad_content (queries, H) += the strip's gradient (queries, columns) · r (columns, H). Few terms are summed in double,
+  /// because that costs next to nothing.
+  void add_to_content(Index queries, Index columns, const Scalar* gradient, Index width,
+                      const detail::Panels<Scalar>& r, Scalar* grad_content, Index features) const {
+    constexpr Index few = 32, lanes = detail::lanes<Scalar>;
+    if (columns > few) {
+      detail::multiply<detail::Sum::continued>(queries, features, columns, detail::Factor<Scalar>{gradient, width, 1},
+                                               r, grad_content, features);
+      return;
+    }
+    for (Index i = 0; i < queries; ++i)
+      for (Index d = 0; d < features; d += lanes) {
+        Eigen::Map<detail::Lane<Scalar>> to(grad_content + i * features + d);
+        Eigen::Array<double, lanes, 1> sum = to.template cast<double>();
+        for (Index c = 0; c < columns; ++c)
+          sum += static_cast<double>(gradient[i * width + c]) *
+                 Eigen::Map<const detail::Lane<Scalar>>(r.from(c, d).data).template cast<double>();
+        to = sum.template cast<Scalar>();
+      }
+  }
+
+  static void add_in_double(const Scalar* from, Index count, double* to) {
+    for (Index j = 0; j < count; ++j) to[j] += static_cast<double>(from[j]);
+  }
+
+  /// r of a head by column, packed: once where columns are numbered.
+  [[nodiscard]] detail::Panels<Scalar> rows_of_r(const Block& block, Index head, Accumulator& to) const {
+    RowsOfR& r = to.r[static_cast<std::size_t>(head)];
+    if (columns_.numbered() && r.panels.data != nullptr) return r.panels;
+    const auto columns = static_cast<Index>(block.relative.size());
+    r.memory.make_room(detail::packed_size<Scalar>(columns, head_dim()));
+    const detail::Factor<Scalar> by_feature{block.r + head * head_dim() * block.stride, block.stride, 1};
+    return r.panels = detail::pack(by_feature.transposed(), columns, head_dim(), r.memory.data());
+  }
+
+  /// The logits of a block for one head, with keys next to each other: as they are, or copied.
+  static LogitTile<const Scalar> with_keys_together(LogitTile<const Scalar> tile, const Block& block, Index h,
+                                                    std::vector<Scalar>& rows) {
+    const Scalar* from = tile.row(h, block.first_query);
+    if (tile.key_stride == 1) {
+      tile.data = from;
+      return tile;
+    }
+    rows.resize(static_cast<std::size_t>(block.queries * tile.keys));
+    for (Index j = 0; j < tile.keys; ++j)
+      for (Index i = 0; i < block.queries; ++i)
+        rows[static_cast<std::size_t>(i * tile.keys + j)] = from[i * tile.query_stride + j * tile.key_stride];
+    tile.data = rows.data();
+    tile.query_stride = tile.keys;
+    tile.key_stride = 1;
+    return tile;
+  }
+
+  void add_to_queries(const LogitTile<const Scalar>& tile, const Block& block, Index h, const Scalar* grad_content,
+                      Index stride, Accumulator& to) const {
+    const Scalar scale = bias_->scale();
     for (Index i = 0; i < block.queries; ++i) {
       Scalar* query = to.grad_q.batch(tile.batch) + (tile.query + block.first_query + i) * to.grad_q.strides[0] +
                       (tile.head + h) / group_ * to.grad_q.strides[1];
-      for (Index d = 0; d < head_dim(); ++d) {
-        const double gradient = scale * grad_content[static_cast<std::size_t>(d * lanes + i)];
-        query[d * to.grad_q.strides[2]] += static_cast<Scalar>(gradient);
-        offset[d] += gradient;
-      }
+      for (Index d = 0; d < head_dim(); ++d) query[d * to.grad_q.strides[2]] += scale * grad_content[i * stride + d];
     }
+  }
+
+  /// The offsets' gradient is that of all queries, where most of it cancels: in double, so by column.
+  void add_to_offsets(const Scalar* r, Index stride, const std::vector<double>& logits,
+                      std::vector<double>& offsets) const {
+    const auto scale = static_cast<double>(bias_->scale());
+    for (Index row = 0; row < dim(); ++row)
+      offsets[static_cast<std::size_t>(row)] +=
+          scale * (Eigen::Map<const Values>(r + row * stride, stride).template cast<double>() *
+                   Eigen::Map<const Eigen::ArrayXd>(logits.data() + row / head_dim() * stride, stride))
+                      .sum();
   }
 
   const Bias* bias_;
   detail::TensorView<const Scalar, 3> q_;
+  Executor executor_;
   Index group_;  // heads of logits for each head of q
   detail::RelativeColumns columns_;
-  std::vector<Scalar> offsets_;          // (NH, H)
-  Index stride_ = 0;                     // from row to row of the next
-  detail::Workspace<Scalar> projected_;  // (dim, columns), rows padded
+  Index first_column_ = 0, last_column_ = 0;  // between them columns differ
+  std::vector<Scalar> offsets_;               // (NH, H)
+  Index stride_ = 0;                          // from row to row of the next
+  detail::Workspace<Scalar> projected_;       // (dim, columns), rows padded
 };
 
 }  // namespace posbias

@@ -13,14 +13,17 @@
 ///
 /// Shapes: q (B, *, L1, NH, H) with NH·H = dim, k (B, *, L2, NHk, H), mask (B, *, NH, L1, L2). Cost: dim²
 /// multiplications for the projections of each distinct distance |pos_q - pos_k|, max(L1, L2) of them at default
-/// positions, once for a batch that shares its positions, on the calling thread; then about as many as q·kᵀ.
+/// positions, once for a batch that shares its positions; then about as many as q·kᵀ.
 /// Workspace O((L1+L2)·dim). Reals that do not repeat cost dim² a pair.
 /// Accuracy: sines and cosines are rounded once from double; sums of dim, then of H products, run in `Scalar`.
 #pragma once
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -29,10 +32,12 @@
 
 #include "posbias/bias/content_bias.hpp"
 #include "posbias/bias/prepared_query_bias.hpp"
+#include "posbias/core/executor.hpp"
 #include "posbias/kernel/distances.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/frequencies.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
 
@@ -165,8 +170,8 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must
   /// be the query: a rotation composed with this module would turn u as well. Refers to this module and to q.
   template <class Q, class K>
-  [[nodiscard]] Prepared prepared(const Q& q, const K& /*k*/, PairLocations at) const {
-    return Prepared(*this, detail::view<3>(q), std::move(at));
+  [[nodiscard]] Prepared prepared(const Q& q, const K& /*k*/, PairLocations at, const Executor& executor) const {
+    return Prepared(*this, detail::view<3>(q), std::move(at), executor);
   }
 
   /// What r is multiplied by is scale · (q + offset), with the q that `mod_mask` is given.
@@ -185,31 +190,46 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
     return result;
   }
 
+  /// Every distance has an r of its own.
+  [[nodiscard]] static std::pair<double, double> ends() {
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    return {-infinity, infinity};
+  }
+
   /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of a distance
   /// y give both signs of query minus key: r(±y) = (W·cosines + b) ± W·sines.
-  void project(std::span<const double> relative, Scalar* r, Index stride) const {
-    const Index dim = options_.dim;
+  void project(std::span<const double> relative, Scalar* r, Index stride, const Executor& executor) const {
+    const Index frequencies = options_.dim / 2;
     detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
-    std::vector<Scalar> odd, even;
+    detail::Workspace<Scalar> memory;
     detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
       const auto sinusoids = maker.template make<Scalar>(block.distances);
-      const Index columns = sinusoids.stride;
-      odd.assign(static_cast<std::size_t>(dim * columns), 0);
-      even.assign(odd.size(), 0);
-      for (Index o = 0; this->parameters_.bias && o < dim; ++o)
-        std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(o));
-      detail::add_product(dim, columns, dim / 2, sine_weights(), sinusoids.sines.data(), columns, odd.data(), columns);
-      detail::add_product(dim, columns, dim / 2, cosine_weights(), sinusoids.cosines.data(), columns, even.data(),
-                          columns);
-      for (Index o = 0; o < dim; ++o) {
-        const Scalar* plus = even.data() + o * columns;
-        const Scalar* minus = odd.data() + o * columns;
-        Scalar* to = r + o * stride;
-        for (const detail::ColumnRun& run : block.runs)
-          for (Index i = 0; i < run.count; ++i)
-            to[run.column + run.sign * i] =
-                plus[run.distance + i] - static_cast<Scalar>(run.sign) * minus[run.distance + i];
-      }
+      const Index columns = sinusoids.stride, size = frequencies * columns;
+      memory.make_room(2 * size);
+      const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
+        return detail::pack(detail::Factor<Scalar>{values.data(), columns, 1}, frequencies, columns, to);
+      };
+      const auto sines = packed(sinusoids.sines, memory.data());
+      const auto cosines = packed(sinusoids.cosines, memory.data() + size);
+      for_each_row_block(executor, [&](Index first, Index rows) {
+        detail::Workspace<Scalar> odd(rows * columns), even(rows * columns);
+        for (Index o = 0; this->parameters_.bias && o < rows; ++o)
+          std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(first + o));
+        detail::multiply<detail::Sum::fresh>(rows, columns, frequencies, sine_weights().from_row(first), sines,
+                                             odd.data(), columns);
+        detail::multiply<detail::Sum::continued>(rows, columns, frequencies, cosine_weights().from_row(first), cosines,
+                                                 even.data(), columns);
+        for (Index o = 0; o < rows; ++o)
+          for (const detail::ColumnRun& run : block.runs) {
+            const Scalar* plus = even.data() + o * columns + run.distance;
+            const Scalar* minus = odd.data() + o * columns + run.distance;
+            Scalar* to = r + (first + o) * stride + run.column;
+            if (run.sign > 0)
+              for (Index i = 0; i < run.count; ++i) to[i] = plus[i] - minus[i];
+            else
+              for (Index i = 0; i < run.count; ++i) to[-i] = plus[i] + minus[i];
+          }
+      });
     });
   }
 
@@ -217,49 +237,90 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   struct ProjectionSums {
     std::vector<double> sine_weights, cosine_weights;  // (dim, frequencies), rows padded
     std::vector<double> bias;                          // (dim)
-    double scaled = 0;                                 // gradient times angle, for the divisor
+    std::vector<double> scaled;                        // (dim), gradient times angle, for the divisor
   };
 
-  /// Adjoint of `project`.
-  void project_backward(std::span<const double> relative, const double* grad_r, Index stride,
-                        ProjectionSums& sums) const {
-    const Index dim = options_.dim;
-    const Index frequencies = detail::whole_lanes<double>(dim / 2);
-    sums.sine_weights.resize(static_cast<std::size_t>(dim * frequencies));
+  /// Adjoint of `project`. Sums run in Scalar over 128 distances at most, and in double from there on.
+  void project_backward(std::span<const double> relative, const double* grad_r, Index stride, ProjectionSums& sums,
+                        const Executor& executor) const {
+    const Index dim = options_.dim, frequencies = dim / 2, width = detail::whole_lanes<Scalar>(frequencies);
+    sums.sine_weights.resize(static_cast<std::size_t>(dim * width));
     sums.cosine_weights.resize(sums.sine_weights.size());
     sums.bias.resize(static_cast<std::size_t>(dim));
-    detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
-    std::vector<double> odd, even;
+    sums.scaled.resize(sums.bias.size());
+    for (Index o = 0; o < dim; ++o)
+      sums.bias[static_cast<std::size_t>(o)] +=
+          Eigen::Map<const Eigen::ArrayXd>(grad_r + o * stride, std::ssize(relative)).sum();
+    const double divisor = this->parameters_.divide.divisor();
+    detail::SinusoidMaker maker(frequencies_, divisor);
+    detail::Workspace<Scalar> memory;
     detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
-      const auto sinusoids = maker.template make<double>(block.distances);
-      const Index columns = sinusoids.stride;
-      odd.assign(static_cast<std::size_t>(dim * columns), 0);
-      even.assign(odd.size(), 0);
-      for (Index o = 0; o < dim; ++o)
-        for (const detail::ColumnRun& run : block.runs)
-          for (Index i = 0; i < run.count; ++i) {
-            const double gradient = grad_r[o * stride + run.column + run.sign * i];
-            const auto at = static_cast<std::size_t>(o * columns + run.distance + i);
-            even[at] += gradient;
-            odd[at] -= static_cast<double>(run.sign) * gradient;
-            sums.bias[static_cast<std::size_t>(o)] += gradient;
-          }
-      const auto add_weights = [&](const std::vector<double>& gradient, const std::vector<double>& sinusoid,
-                                   std::vector<double>& to) {
-        detail::add_product_transposed(dim, dim / 2, columns, detail::Factor<double>{gradient.data(), columns, 1},
-                                       sinusoid.data(), columns, to.data(), frequencies);
+      const auto sinusoids = maker.template make<Scalar>(block.distances);
+      const Index distances = std::ssize(block.distances), size = detail::packed_size<Scalar>(distances, frequencies);
+      memory.make_room(2 * size);
+      const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
+        return detail::pack(detail::Factor<Scalar>{values.data(), 1, sinusoids.stride}, distances, frequencies, to);
       };
-      add_weights(odd, sinusoids.sines, sums.sine_weights);
-      add_weights(even, sinusoids.cosines, sums.cosine_weights);
-      if (this->parameters_.divide.learned())
-        sums.scaled += angle_gradient(maker, block.distances, odd, even, sinusoids);
+      const auto sines = packed(sinusoids.sines, memory.data());
+      const auto cosines = packed(sinusoids.cosines, memory.data() + size);
+      for_each_row_block(executor, [&](Index first, Index rows) {
+        detail::Workspace<Scalar> odd(rows * distances), even(rows * distances), product(rows * width);
+        for (Index o = 0; o < rows; ++o)
+          for (const detail::ColumnRun& run : block.runs) {
+            const double* from = grad_r + (first + o) * stride + run.column;
+            Scalar* plus = even.data() + o * distances + run.distance;
+            Scalar* minus = odd.data() + o * distances + run.distance;
+            if (run.sign > 0) {
+              for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[i]);
+              for (Index i = 0; i < run.count; ++i) minus[i] -= static_cast<Scalar>(from[i]);
+            } else {
+              for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[-i]);
+              for (Index i = 0; i < run.count; ++i) minus[i] += static_cast<Scalar>(from[-i]);
+            }
+          }
+        const auto multiply_by = [&](const detail::Workspace<Scalar>& gradient,
+                                     const detail::Panels<Scalar>& sinusoid) {
+          detail::multiply<detail::Sum::fresh>(rows, frequencies, distances,
+                                               detail::Factor<Scalar>{gradient.data(), distances, 1}, sinusoid,
+                                               product.data(), width);
+        };
+        const auto add_weights = [&](std::vector<double>& to) {
+          for (Index i = 0; i < rows * width; ++i)
+            to[static_cast<std::size_t>(first * width + i)] += static_cast<double>(product.data()[i]);
+        };
+        multiply_by(odd, sines);
+        add_weights(sums.sine_weights);
+        multiply_by(even, cosines);
+        add_weights(sums.cosine_weights);
+        if (!this->parameters_.divide.learned()) return;
+
+        // An angle is y / divisor · frequency; a sine changes with it by the cosine, a cosine by minus the sine.
+        for (Index i = 0; i < rows * distances; ++i) {
+          const auto scaled = static_cast<Scalar>(block.distances[static_cast<std::size_t>(i % distances)] / divisor);
+          odd.data()[i] *= scaled;
+          even.data()[i] *= scaled;
+        }
+        const auto add_angles = [&](double sign, const detail::Factor<Scalar>& weights) {
+          for (Index o = 0; o < rows; ++o)
+            for (Index f = 0; f < frequencies; ++f)
+              sums.scaled[static_cast<std::size_t>(first + o)] +=
+                  sign * static_cast<double>(product.data()[o * width + f]) *
+                  frequencies_[static_cast<std::size_t>(f)] *
+                  static_cast<double>(weights.data[(first + o) * weights.row_stride + f * weights.column_stride]);
+        };
+        multiply_by(odd, cosines);
+        add_angles(+1, sine_weights());
+        multiply_by(even, sines);
+        add_angles(-1, cosine_weights());
+      });
     });
   }
 
   /// Adds what was summed up, and the gradient of the offsets (NH, H), to `grads`.
-  void finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets, Gradients& grads) const {
+  void finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets, Gradients& grads,
+              const Executor& /*executor*/) const {
     if (!sums.bias.empty()) {
-      const Index frequencies = detail::whole_lanes<double>(options_.dim / 2);
+      const Index frequencies = detail::whole_lanes<Scalar>(options_.dim / 2);
       for (Index o = 0; o < options_.dim; ++o)
         for (Index f = 0; f < options_.dim / 2; ++f) {
           const auto from = static_cast<std::size_t>(o * frequencies + f);
@@ -268,7 +329,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
         }
       for (Index o = 0; grads.bias && o < options_.dim; ++o)
         (*grads.bias)(o) += static_cast<Scalar>(sums.bias[static_cast<std::size_t>(o)]);
-      this->parameters_.divide.backward(sums.scaled, grads.divide);
+      this->parameters_.divide.backward(std::accumulate(sums.scaled.begin(), sums.scaled.end(), 0.0), grads.divide);
     }
     const bool paper = options_.form == XLForm::paper;
     add_to_bias(grads.bias_r_w, grad_offsets, paper ? -1 : 1);
@@ -276,23 +337,12 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   }
 
  private:
-  [[nodiscard]] double angle_gradient(const detail::SinusoidMaker& maker, std::span<const double> distances,
-                                      const std::vector<double>& odd, const std::vector<double>& even,
-                                      const detail::SinusoidColumns<double>& sinusoids) const {
-    const Index columns = sinusoids.stride;
-    std::vector<double> grad_sines(sinusoids.sines.size()), grad_cosines(grad_sines.size());
-    detail::add_product(options_.dim / 2, columns, options_.dim, sine_weights().transposed(), odd.data(), columns,
-                        grad_sines.data(), columns);
-    detail::add_product(options_.dim / 2, columns, options_.dim, cosine_weights().transposed(), even.data(), columns,
-                        grad_cosines.data(), columns);
-    double sum = 0;
-    for (std::size_t f = 0; f < frequencies_.size(); ++f)
-      for (std::size_t c = 0; c < distances.size(); ++c) {
-        const std::size_t at = f * static_cast<std::size_t>(columns) + c;
-        sum += (grad_sines[at] * sinusoids.cosines[at] - grad_cosines[at] * sinusoids.sines[at]) *
-               maker.angle(distances[c], f);
-      }
-    return sum;
+  /// Calls `visit(first, rows)` for blocks of the features of r.
+  template <class Visit>
+  void for_each_row_block(const Executor& executor, const Visit& visit) const {
+    constexpr Index most = 64;
+    executor.parallel_for((options_.dim + most - 1) / most,
+                          [&](Index block) { visit(block * most, std::min(most, options_.dim - block * most)); });
   }
 
   [[nodiscard]] detail::PairLayout pairs() const { return detail::pair_layout(options_.layout, options_.dim); }

@@ -66,46 +66,54 @@ struct GroupedLinear {
     }
   }
 
-  /// Adjoint of `apply`, in double: adds to `grads` and, if there is one, to grad_x.
+  /// Adjoint of `apply`: adds to `grads` and, if there is one, to grad_x. Sums over rows run in Scalar over 64 at most, and
+  /// in double from there on.
   void backward(const ParameterTensor<Scalar, 2>& x, Index first, Index count, const double* grad_y,
                 GroupedLinear& grads, ParameterTensor<Scalar, 2>* grad_x, const Executor& executor) const {
     using namespace detail;
-    const Index width = whole_lanes<double>(outputs()), x_width = whole_lanes<double>(inputs());
-    const Factor<double> all_gradients{grad_y, groups() * outputs(), 1};
-    Workspace<double> by_row(packed_size<double>(count, outputs())),
-        by_output(packed_size<double>(outputs(), inputs()));
-    std::vector<double> x_rows(size(count, inputs())), weights(size(inputs(), outputs()));
+    constexpr Index most = 64;
+    const Index width = whole_lanes<Scalar>(outputs()), x_width = whole_lanes<Scalar>(inputs());
+    Workspace<Scalar> by_row(packed_size<Scalar>(count, outputs())),
+        by_output(packed_size<Scalar>(outputs(), inputs()));
+    std::vector<Scalar> rows_of_y(static_cast<std::size_t>(count * outputs()));
+    const Factor<Scalar> gradient{rows_of_y.data(), outputs(), 1};
     for (Index g = 0; g < groups(); ++g) {
-      const Factor<double> gradient{all_gradients.data + g * outputs(), all_gradients.row_stride, 1};
+      std::vector<double> bias_sums(static_cast<std::size_t>(outputs()));
       for (Index i = 0; i < count; ++i)
-        std::copy_n(x.data() + (first + i) * x.dimension(1) + g * inputs(), inputs(), x_rows.data() + i * inputs());
-      std::copy_n(group(weight, g), inputs() * outputs(), weights.data());
+        for (Index o = 0; o < outputs(); ++o) {
+          const double value = grad_y[(i * groups() + g) * outputs() + o];
+          rows_of_y[static_cast<std::size_t>(i * outputs() + o)] = static_cast<Scalar>(value);
+          bias_sums[static_cast<std::size_t>(o)] += value;
+        }
+      for (Index o = 0; o < outputs(); ++o)
+        grads.bias(g, o) += static_cast<Scalar>(bias_sums[static_cast<std::size_t>(o)]);
 
-      std::vector<double> bias_sums(size(1, outputs()));
-      for (Index i = 0; i < count; ++i)
-        for (Index o = 0; o < outputs(); ++o) bias_sums[size(1, o)] += gradient.from_row(i).data[o];
-      for (Index o = 0; o < outputs(); ++o) grads.bias(g, o) += static_cast<Scalar>(bias_sums[size(1, o)]);
-
-      const Panels<double> gradients = pack(gradient, count, outputs(), by_row.data());
+      const Panels<Scalar> gradients = pack(gradient, count, outputs(), by_row.data());
+      const Scalar* rows_of_x = x.data() + first * x.dimension(1) + g * inputs();
       executor.parallel_for(blocks_of(inputs()), [&](Index block) {
         const Index begin = block * together, rows = std::min(together, inputs() - begin);
-        Workspace<double> product(rows * width);
-        multiply<Sum::fresh>(rows, outputs(), count, Factor<double>{x_rows.data() + begin, 1, inputs()}, gradients,
-                             product.data(), width);
+        Workspace<Scalar> product(rows * width);
+        std::vector<double> sums(static_cast<std::size_t>(rows * width));
+        for (Index i = 0; i < count; i += most) {
+          const Factor<Scalar> columns{rows_of_x + i * x.dimension(1) + begin, 1, x.dimension(1)};
+          multiply<Sum::fresh>(rows, outputs(), std::min(most, count - i), columns, gradients.from(i, 0),
+                               product.data(), width);
+          for (std::size_t s = 0; s < sums.size(); ++s) sums[s] += static_cast<double>(product.data()[s]);
+        }
         for (Index d = 0; d < rows; ++d)
           for (Index o = 0; o < outputs(); ++o)
-            grads.weight(g, begin + d, o) += static_cast<Scalar>(product.data()[d * width + o]);
+            grads.weight(g, begin + d, o) += static_cast<Scalar>(sums[static_cast<std::size_t>(d * width + o)]);
       });
       if (grad_x == nullptr) continue;
-      const Panels<double> transposed =
-          pack(Factor<double>{weights.data(), 1, outputs()}, outputs(), inputs(), by_output.data());
+      const Panels<Scalar> transposed =
+          pack(Factor<Scalar>{group(weight, g), 1, outputs()}, outputs(), inputs(), by_output.data());
       executor.parallel_for(blocks_of(count), [&](Index block) {
         const Index begin = block * together, rows = std::min(together, count - begin);
-        Workspace<double> product(rows * x_width);
+        Workspace<Scalar> product(rows * x_width);
         multiply<Sum::fresh>(rows, inputs(), outputs(), gradient.from_row(begin), transposed, product.data(), x_width);
         for (Index i = 0; i < rows; ++i)
           for (Index d = 0; d < inputs(); ++d)
-            (*grad_x)(first + begin + i, g * inputs() + d) += static_cast<Scalar>(product.data()[i * x_width + d]);
+            (*grad_x)(first + begin + i, g * inputs() + d) += product.data()[i * x_width + d];
       });
     }
   }
@@ -114,7 +122,6 @@ struct GroupedLinear {
   static constexpr Index together = 32;  // rows of a task
 
   [[nodiscard]] static Index blocks_of(Index rows) { return (rows + together - 1) / together; }
-  [[nodiscard]] static std::size_t size(Index rows, Index columns) { return static_cast<std::size_t>(rows * columns); }
   [[nodiscard]] static const Scalar* group(const ParameterTensor<Scalar, 3>& weight, Index g) {
     return weight.data() + g * weight.dimension(1) * weight.dimension(2);
   }
