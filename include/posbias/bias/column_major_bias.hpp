@@ -67,7 +67,7 @@ class ColumnMajorBias {
     const auto width = static_cast<Index>(columns_.relative().size());
     std::vector<double> of_lanes(table_.size());
     const LogitTile<const Scalar> place{gradient.data, 0, 0, 0, 0, 0, 0, 0, gradient.shape[2], 0, gradient.shape[1]};
-    const ColumnPiece piece = columns_.pieces(place).front();
+    const ToeplitzPiece piece = columns_.pieces(place).front();
     const Index band = std::max<Index>(1, 4096 / lanes_);
     columns_.for_each_run_of_queries(place, [&](Index first_key, Index keys, Index column) {
       executor.parallel_for((width + band - 1) / band, [&](Index task) {

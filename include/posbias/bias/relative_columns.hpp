@@ -199,8 +199,8 @@ class RelativeColumns {
   /// The runs of keys of a tile, if in runs, with the columns that the first of all queries reads. Keys that are (nearly)
   /// on their own are in one piece.
   template <class S>
-  [[nodiscard]] std::vector<ColumnPiece> pieces(const LogitTile<S>& tile) const {
-    std::vector<ColumnPiece> result;
+  [[nodiscard]] std::vector<ToeplitzPiece> pieces(const LogitTile<S>& tile) const {
+    std::vector<ToeplitzPiece> result;
     const Index first_place = (at_.k.shared() ? 0 : tile.batch * at_.k.count()) - at_.k.first();
     const std::int64_t origin = at_.q.integer(0, 0) + lowest_;
     joined_keys_.for_each(tile.batch, tile.key, tile.key + tile.keys, [&](const PositionRun& run) {

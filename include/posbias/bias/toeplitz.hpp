@@ -19,7 +19,7 @@ namespace posbias::detail {
 
 /// Keys [key, key + count) of the first row read columns [column, column + count), or, each on its own, column +
 /// places[0], column + places[1], ...
-struct ColumnPiece {
+struct ToeplitzPiece {
   Index key, count, column;
   const std::int64_t* places = nullptr;
 };
@@ -36,15 +36,15 @@ struct ToeplitzRows {
   [[nodiscard]] ToeplitzRows from(Index row) const {
     return {values, column - row, lanes, rows - row, logits + row * row_stride, row_stride};
   }
-  [[nodiscard]] const Scalar* values_of(const ColumnPiece& piece) const {
+  [[nodiscard]] const Scalar* values_of(const ToeplitzPiece& piece) const {
     return values + (column + piece.column) * lanes;
   }
-  [[nodiscard]] Scalar* logits_of(const ColumnPiece& piece) const { return logits + piece.key * lanes; }
+  [[nodiscard]] Scalar* logits_of(const ToeplitzPiece& piece) const { return logits + piece.key * lanes; }
 };
 
 /// Adds a piece to the first row.
 template <Onto onto, class Scalar>
-void add_piece(const ToeplitzRows<Scalar>& to, const ColumnPiece& piece) {
+void add_piece(const ToeplitzRows<Scalar>& to, const ToeplitzPiece& piece) {
   const Scalar* const values = to.values_of(piece);
   Scalar* const logits = to.logits_of(piece);
   if (piece.places == nullptr)
@@ -60,7 +60,7 @@ void add_piece(const ToeplitzRows<Scalar>& to, const ColumnPiece& piece) {
 /// across cache lines takes longer than what is written. Row r is `skew` logits behind row r - 1.
 /// `lanes`, and so all that is computed from it, is a constant where a key has one.
 template <Onto onto, class Scalar>
-void add_piece_to_four(const ToeplitzRows<Scalar>& to, auto lanes, auto apart, const ColumnPiece& piece) {
+void add_piece_to_four(const ToeplitzRows<Scalar>& to, auto lanes, auto apart, const ToeplitzPiece& piece) {
   using Some = SomeValues<Scalar>;
   constexpr Index some = Some::SizeAtCompileTime;
   const Index count = piece.count * lanes, skew = apart * lanes;
@@ -92,13 +92,13 @@ void add_piece_to_four(const ToeplitzRows<Scalar>& to, auto lanes, auto apart, c
 
 /// Adds pieces to all rows.
 template <Onto onto, class Scalar>
-void add_toeplitz(const ToeplitzRows<Scalar>& to, std::span<const ColumnPiece> pieces) {
+void add_toeplitz(const ToeplitzRows<Scalar>& to, std::span<const ToeplitzPiece> pieces) {
   constexpr Index some = SomeValues<Scalar>::SizeAtCompileTime;
   Index row = 0;
   const auto four_at_a_time = [&](auto lanes, auto apart) {
     for (; row + 4 * apart <= to.rows; row += 4 * apart)
       for (Index first = row; first < row + apart; ++first)
-        for (const ColumnPiece& piece : pieces) add_piece_to_four<onto>(to.from(first), lanes, apart, piece);
+        for (const ToeplitzPiece& piece : pieces) add_piece_to_four<onto>(to.from(first), lanes, apart, piece);
   };
   // Rows that get values together do so at the same place within a cache line, if their beginnings are.
   if (to.lanes == 1)
@@ -106,7 +106,7 @@ void add_toeplitz(const ToeplitzRows<Scalar>& to, std::span<const ColumnPiece> p
   else
     four_at_a_time(to.lanes, some / std::gcd(some, to.lanes));
   for (; row < to.rows; ++row)
-    for (const ColumnPiece& piece : pieces) add_piece<onto>(to.from(row), piece);
+    for (const ToeplitzPiece& piece : pieces) add_piece<onto>(to.from(row), piece);
 }
 
 }  // namespace posbias::detail
