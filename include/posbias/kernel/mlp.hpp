@@ -85,7 +85,7 @@ class PositionMlp {
 
     Trace trace;
     for_each_block(positions, [&](Index begin, std::span<const double> inputs) {
-      (void)forward(inputs, first, 0, trace);
+      run_hidden(inputs, trace, last_ || hidden_.back().norm ? hidden_.size() : hidden_.size() - 1);
       Block grad(count, static_cast<Index>(inputs.size()));
       for (Index f = 0; f < count; ++f)
         for (Index p = 0; p < static_cast<Index>(inputs.size()); ++p) grad.row(f)[p] = gradient(f, begin + p);
@@ -174,8 +174,9 @@ class PositionMlp {
     void forward(const Block& x, Index first, Index count, Block& y) const {
       y.reshape(count, x.columns);
       for (Index f = 0; f < count; ++f) std::fill_n(y.row(f), y.columns, static_cast<double>(bias(first + f)));
-      const detail::Factor<Scalar> rows{weight.data() + first * inputs(), inputs(), 1};
-      detail::add_product(count, y.columns, inputs(), rows, x.row(0), x.columns, y.row(0), y.columns);
+      const std::vector<double> rows = in_double(first, count);
+      detail::add_product(count, y.columns, inputs(), detail::Factor<double>{rows.data(), inputs(), 1}, x.row(0),
+                          x.columns, y.row(0), y.columns);
     }
 
     /// The gradient of x, from that of outputs first, first + 1, ...
@@ -186,10 +187,16 @@ class PositionMlp {
                                      detail::Factor<double>{grad_y.row(0), grad_y.columns, 1}, x.row(0), x.columns,
                                      sums.weight.row(first), sums.weight.columns);
       Block grad_x(inputs(), grad_y.columns);
-      const detail::Factor<Scalar> columns{weight.data() + first * inputs(), 1, inputs()};
-      detail::add_product(inputs(), grad_y.columns, grad_y.features, columns, grad_y.row(0), grad_y.columns,
-                          grad_x.row(0), grad_x.columns);
+      const std::vector<double> rows = in_double(first, grad_y.features);
+      detail::add_product(inputs(), grad_y.columns, grad_y.features, detail::Factor<double>{rows.data(), 1, inputs()},
+                          grad_y.row(0), grad_y.columns, grad_x.row(0), grad_x.columns);
       return grad_x;
+    }
+
+    /// Rows [first, first + count) of the weights.
+    [[nodiscard]] std::vector<double> in_double(Index first, Index count) const {
+      const Scalar* rows = weight.data() + first * inputs();
+      return std::vector<double>(rows, rows + count * inputs());
     }
   };
 
@@ -296,8 +303,8 @@ class PositionMlp {
     }
   }
 
-  /// Outputs [first, first + count) of a block of inputs, keeping what `backward` needs.
-  const Block& forward(std::span<const double> inputs, Index first, Index count, Trace& trace) const {
+  /// The first layers of a block of inputs, keeping what `backward` needs; of the layer behind them only what goes in.
+  void run_hidden(std::span<const double> inputs, Trace& trace, std::size_t layers) const {
     trace.hidden.resize(hidden_.size());
     Block& x = trace.hidden.front().in;
     x.reshape(1, static_cast<Index>(inputs.size()));
@@ -305,9 +312,15 @@ class PositionMlp {
     for (std::size_t i = 0; i < hidden_.size(); ++i) {
       Activation& at = trace.hidden[i];
       if (i > 0) swish(trace.hidden[i - 1].out, at.in);
+      if (i == layers) return;
       hidden_[i].linear.forward(at.in, 0, hidden_[i].linear.outputs(), at.out);
       if (hidden_[i].norm) hidden_[i].norm->forward(at);
     }
+  }
+
+  /// Outputs [first, first + count) of a block of inputs.
+  const Block& forward(std::span<const double> inputs, Index first, Index count, Trace& trace) const {
+    run_hidden(inputs, trace, hidden_.size());
     const Block& features = trace.hidden.back().out;
     if (!last_) return features;
     last_->forward(features, first, count, trace.out);
