@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "posbias/embedding/learned_vocab.hpp"
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
 #include "support/golden.hpp"
+#include "support/thread_runner.hpp"
 
 namespace {
 
@@ -190,6 +192,33 @@ TEST_CASE("LearnedVocab names what is wrong and writes nothing") {
   const LearnedVocab<float> wider({.dim = 10, .max_seq_len = 107});
   CHECK(message_of<ShapeError>([&] { wider.mod_x(x); }) == "LearnedVocab::mod_x: x has 8 features; dim = 10");
   CHECK(untouched());
+}
+
+TEMPLATE_TEST_CASE("LearnedVocab sums gradients of many features on threads, to the same bits", "", float, double) {
+  using S = TestType;
+  constexpr Index dim = 300, rows = 50, B = 7, L = 70;
+  const LearnedVocab<S> module({.dim = dim, .max_seq_len = rows});
+  Tensor<S, 3> grad_x(B, L, dim);
+  for (Index i = 0; i < grad_x.size(); ++i) grad_x.data()[i] = static_cast<S>(i % 1009) / 3 - 100;
+  Tensor<std::int64_t, 1> ids(L);
+  for (Index l = 0; l < L; ++l) ids(l) = l * l % rows;  // some rows twice in a block, some never
+  auto serial = module.zero_gradients(), threaded = module.zero_gradients();
+  module.mod_x_backward(grad_x, {.pos = ids}, serial);
+  ThreadRunner runner;
+  module.mod_x_backward(grad_x, {.pos = ids, .executor = runner}, threaded);
+  CHECK(runner.tasks() > 1);
+  CHECK(weight_gradient(threaded) == weight_gradient(serial));
+
+  std::vector<double> sums(rows * dim);
+  for (Index n = 0; n < B; ++n)
+    for (Index l = 0; l < L; ++l)
+      for (Index f = 0; f < dim; ++f)
+        sums[static_cast<std::size_t>(ids(l) * dim + f)] += static_cast<double>(grad_x(n, l, f));
+  const std::vector<double> gradient = weight_gradient(serial);
+  std::size_t wrong = 0;
+  for (std::size_t i = 0; i < sums.size(); ++i)
+    if (std::abs(gradient[i] - sums[i]) > 1e-6 * 250 * B * 8) ++wrong;  // so much is summed up in a row at most
+  CHECK(wrong == 0);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "support/golden.hpp"
+#include "support/thread_runner.hpp"
 
 namespace {
 
@@ -162,6 +163,23 @@ TEST_CASE("a reserved table changes no bit of Sinusoidal") {
     CHECK(message_of<OptionError>([&] { module.reserve(-7); }) ==
           "Sinusoidal::reserve: length = -7; it must not be negative");
   }
+}
+
+TEST_CASE("Sinusoidal sums the divisor's gradient over many blocks on threads, to the same bits") {
+  const Sinusoidal<float> module({.dim = 6, .divide = 2.5, .learned_div = true});
+  Eigen::Tensor<float, 3, Eigen::RowMajor> grad_x(2, 700, 6);
+  for (Index i = 0; i < grad_x.size(); ++i) grad_x.data()[i] = std::sin(static_cast<float>(i));
+  const auto gradient = [&](const TokenPositions& at) {
+    auto grads = module.zero_gradients();
+    module.mod_x_backward(grad_x, at, grads);
+    float div = 0;
+    for_each_parameter(grads, [&](std::string_view, const auto& tensor) { div = tensor(); });
+    return div;
+  };
+  ThreadRunner runner;
+  CHECK(gradient({.executor = runner}) == gradient({}));
+  CHECK(runner.tasks() > 1);
+  CHECK(gradient({}) != 0);
 }
 
 }  // namespace
