@@ -7,7 +7,6 @@
 #include <limits>
 #include <string_view>
 #include <type_traits>
-#include <variant>
 
 #include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/error.hpp"
@@ -26,45 +25,34 @@ class BroadcastMask {
  public:
   /// Throws ShapeError, naming `function`.
   BroadcastMask(std::string_view function, const AttentionMask& mask, const detail::AttentionShape& shape) {
-    mask.visit([&](const auto& entries) { adopt(function, entries, shape); });
+    entries_.entries.leading = shape.leading;
+    entries_.entries.shape = {shape.heads, shape.queries, shape.keys};
+    detail::OptionalView<0, bool, float, double> whole = mask.view();
+    while (whole.entries.leading.rank < shape.leading.rank + 3) detail::insert_dimension(whole.entries, 0);
+    if (!detail::broadcast(whole, {true, true, false}, entries_))
+      detail::fail<ShapeError>("posbias::", function, ": mask has shape ", mask.view().entries.leading.shape(),
+                               "; q and k need (B, *, NH, L1, L2) with B, * = ", shape.leading.shape(),
+                               ", NH = ", shape.heads, ", L1 = ", shape.queries, ", L2 = ", shape.keys,
+                               ", of which all but L2 may be 1 or missing from the left");
   }
 
   /// Adds the mask to a tile of logits.
   template <class Scalar>
   void add_to(const LogitTile<Scalar>& tile) const {
-    std::visit([&](const auto& entries) { add(entries, tile); }, entries_);
+    entries_.visit_batch(tile.batch, [&](const auto* entries) { add(entries, tile); });
   }
 
  private:
-  template <class Entry>
-  void adopt(std::string_view function, const detail::TensorView<Entry, 0>& mask, const detail::AttentionShape& shape) {
-    detail::TensorView<Entry, 3> entries;
-    entries.leading = shape.leading;
-    entries.shape = {shape.heads, shape.queries, shape.keys};
-    detail::TensorView<Entry, 0> whole = mask;
-    while (whole.leading.rank < shape.leading.rank + 3) detail::insert_dimension(whole, 0);
-    if (!detail::broadcast(whole, {true, true, false}, entries))
-      detail::fail<ShapeError>("posbias::", function, ": mask has shape ", mask.leading.shape(),
-                               "; q and k need (B, *, NH, L1, L2) with B, * = ", shape.leading.shape(),
-                               ", NH = ", shape.heads, ", L1 = ", shape.queries, ", L2 = ", shape.keys,
-                               ", of which all but L2 may be 1 or missing from the left");
-    entries_ = entries;
-  }
-
-  template <class Scalar>
-  static void add(std::monostate, const LogitTile<Scalar>&) {}
-
   template <class Entry, class Scalar>
-  static void add(const detail::TensorView<Entry, 3>& entries, const LogitTile<Scalar>& tile) {
-    const auto [head_stride, query_stride, key_stride] = entries.strides;
-    const Entry* first =
-        entries.batch(tile.batch) + tile.head * head_stride + tile.query * query_stride + tile.key * key_stride;
+  void add(const Entry* entries, const LogitTile<Scalar>& tile) const {
+    const auto [head_stride, query_stride, key_stride] = entries_.entries.strides;
+    const Entry* first = entries + tile.head * head_stride + tile.query * query_stride + tile.key * key_stride;
     for (Index h = 0; h < tile.heads; ++h)
       for (Index i = 0; i < tile.queries; ++i) {
         const Entry* row = first + h * head_stride + i * query_stride;
         Scalar* logits = tile.row(h, i);
         for (Index j = 0; j < tile.keys; ++j) {
-          if constexpr (std::is_same_v<Entry, const bool>)
+          if constexpr (std::is_same_v<Entry, bool>)
             logits[j * tile.key_stride] =
                 row[j * key_stride] ? logits[j * tile.key_stride] : -std::numeric_limits<Scalar>::infinity();
           else
@@ -73,9 +61,7 @@ class BroadcastMask {
       }
   }
 
-  std::variant<std::monostate, detail::TensorView<const bool, 3>, detail::TensorView<const float, 3>,
-               detail::TensorView<const double, 3>>
-      entries_;
+  detail::OptionalView<3, bool, float, double> entries_;
 };
 
 }  // namespace posbias

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -56,10 +55,9 @@ struct RelativeAttentionViews {
   std::optional<TensorView<const Scalar, 2>> values;  // none: nothing is pooled
   Dropout dropout;
   Executor executor;
-  std::optional<RelativeIndex> index{};             // if c2p or p2c
-  std::optional<TensorView<const bool, 3>> mask{};  // (L1, L2, pooled heads)
-  std::optional<TensorView<const float, 3>> base_float{};
-  std::optional<TensorView<const double, 3>> base_double{};  // (L1, L2, heads)
+  std::optional<RelativeIndex> index{};        // if c2p or p2c
+  OptionalView<3, bool> mask{};                // (L1, L2, pooled heads)
+  OptionalView<3, float, double> base_attn{};  // (L1, L2, heads)
 
   [[nodiscard]] Index head_size() const { return parameters.key.outputs() / heads; }
   [[nodiscard]] Index pooled_heads() const { return heads - additional_heads; }
@@ -75,26 +73,20 @@ void fit_logits(std::string_view layer, std::string_view hook, const RelativeAtt
                 RelativeAttentionViews<Scalar>& views) {
   const Leading& leading = views.queries.leading;
   const Index L1 = views.queries.shape[0], L2 = views.keys.shape[0];
-  const auto fit = [&]<class Entry>(std::string_view argument, TensorView<Entry, 0> entries, Index of_heads,
-                                    std::optional<TensorView<Entry, 3>>& to) {
+  const auto fit = [&](std::string_view argument, auto from, Index of_heads, auto& to) {
+    TensorView<const void, 0>& entries = from.entries;
     const Leading given = entries.leading;
     if (given.rank == leading.rank + 1) insert_dimension(entries, leading.rank);                // (L2): any query
     if (entries.leading.rank == leading.rank + 2) insert_dimension(entries, leading.rank + 2);  // any head
-    TensorView<Entry, 3>& fitted = to.emplace();
-    fitted.leading = leading;
-    fitted.shape = {L1, L2, of_heads};
-    if (!broadcast(entries, {true, false, true}, fitted))
+    to.entries.leading = leading;
+    to.entries.shape = {L1, L2, of_heads};
+    if (!broadcast(from, {true, false, true}, to))
       fail<ShapeError>(layer, "::", hook, ": ", argument, " has shape ", given.shape(),
                        "; (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads) is needed, with B, * = ", leading.shape(),
                        ", L1 = ", L1, ", L2 = ", L2, ", heads = ", of_heads);
   };
-  call.mask.visit([&](const auto& entries) { fit("mask", entries, views.pooled_heads(), views.mask); });
-  call.base_attn.visit([&]<class Entry>(const TensorView<Entry, 0>& entries) {
-    if constexpr (std::is_same_v<Entry, const float>)
-      fit("base_attn", entries, views.heads, views.base_float);
-    else
-      fit("base_attn", entries, views.heads, views.base_double);
-  });
+  fit("mask", call.mask.view(), views.pooled_heads(), views.mask);
+  fit("base_attn", call.base_attn.view(), views.heads, views.base_attn);
 }
 
 /// Throws ShapeError, OptionError, PositionError, naming layer and hook.

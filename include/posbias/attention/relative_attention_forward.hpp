@@ -116,13 +116,11 @@ class RelativeAttentionForward {
 
   /// Adds base_attn and the head's bias.
   void write_logits(Index n, Index i, Index h, Scalar* row) const {
-    const auto add = [&](const auto& base) {
-      if (!base) return;
-      const auto* from = base->batch(n) + i * base->strides[0] + h * base->strides[2];
-      for (Index j = 0; j < pass_.keys; ++j) row[j] += static_cast<Scalar>(from[j * base->strides[1]]);
-    };
-    add(call_.base_float);
-    add(call_.base_double);
+    const auto& strides = call_.base_attn.entries.strides;
+    call_.base_attn.visit_batch(n, [&](const auto* first) {
+      const auto* from = first + i * strides[0] + h * strides[2];
+      for (Index j = 0; j < pass_.keys; ++j) row[j] += static_cast<Scalar>(from[j * strides[1]]);
+    });
     const auto& head_bias = call_.parameters.bias;
     const Scalar bias = head_bias ? (*head_bias)(h) : Scalar(0);
     Scalar* to = logits_.batch(n) + i * logits_.strides[0] + h * logits_.strides[2];

@@ -46,11 +46,11 @@ class RelativeAttentionPass {
         key_width(whole_lanes<Scalar>(keys)),
         scale(static_cast<Scalar>(1 / std::sqrt(static_cast<double>(H * (views.c2c + views.c2p + views.p2c))))),
         query_heads(views.parameters.query_projection(), views.heads),
-        key_heads(views.parameters.key, views.heads) {
+        key_heads(views.parameters.key, views.heads),
+        ranges_of_keys(views.index ? static_cast<std::size_t>(views.queries.batches()) : 0) {
     const auto& parameters = call.parameters;
     if (call.values) value_heads.emplace(*parameters.value, call.pooled_heads());
     if (!call.index) return;
-    ranges_of_keys.resize(static_cast<std::size_t>(call.queries.batches()));
     call.executor.parallel_for(call.queries.batches(), [&](Index n) {
       ranges_of_keys[static_cast<std::size_t>(n)] = call.index->ranges_of_keys(n);
     });
@@ -119,11 +119,12 @@ class RelativeAttentionPass {
   /// Calls `visit(j)` for the keys that a query may not attend to.
   template <class Visit>
   void for_each_masked(Index n, Index i, Index h, const Visit& visit) const {
-    if (!call.mask) return;
-    const auto [query_stride, key_stride, head_stride] = call.mask->strides;
-    const bool* flags = call.mask->batch(n) + i * query_stride + (h - call.additional_heads) * head_stride;
-    for (Index j = 0; j < keys; ++j)
-      if (!flags[j * key_stride]) visit(j);
+    const auto& strides = call.mask.entries.strides;
+    call.mask.visit_batch(n, [&](const bool* first) {
+      const bool* flags = first + i * strides[0] + (h - call.additional_heads) * strides[2];
+      for (Index j = 0; j < keys; ++j)
+        if (!flags[j * strides[1]]) visit(j);
+    });
   }
 
   /// What some queries read. Nothing, without positional terms.

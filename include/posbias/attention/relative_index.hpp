@@ -7,10 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <optional>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include "posbias/core/error.hpp"
@@ -29,19 +27,14 @@ using PairFlags = OptionalTensor<bool>;
 namespace detail {
 
 /// Flags of pairs, if there are any, as (L1, L2). Throws ShapeError.
-inline std::optional<TensorView<const bool, 2>> fit_pairs(std::string_view module, std::string_view hook,
-                                                          const PairFlags& flags, const Leading& leading, Index queries,
-                                                          Index keys) {
-  std::optional<TensorView<const bool, 2>> result;
-  flags.visit([&](const TensorView<const bool, 0>& entries) {
-    result.emplace();
-    result->leading = leading;
-    result->shape = {queries, keys};
-    if (!broadcast(entries, {true, false}, *result))
-      fail<ShapeError>(module, "::", hook, ": no_position_mask has shape ", entries.leading.shape(),
-                       "; (B, *, L1, L2) is needed, with B, * = ", leading.shape(), ", L1 = ", queries,
-                       ", L2 = ", keys);
-  });
+inline OptionalView<2, bool> fit_pairs(std::string_view module, std::string_view hook, const PairFlags& flags,
+                                       const Leading& leading, Index queries, Index keys) {
+  OptionalView<2, bool> result;
+  result.entries.leading = leading;
+  result.entries.shape = {queries, keys};
+  if (!broadcast(flags.view(), {true, false}, result))
+    fail<ShapeError>(module, "::", hook, ": no_position_mask has shape ", flags.view().entries.leading.shape(),
+                     "; (B, *, L1, L2) is needed, with B, * = ", leading.shape(), ", L1 = ", queries, ", L2 = ", keys);
   return result;
 }
 
@@ -67,7 +60,7 @@ class RelativeIndex {
   /// Queries, and mostly keys, are taken so many at a time: neighbours read much the same rows.
   static constexpr Index together = 32;
 
-  using Pairs = TensorView<const bool, 2>;
+  using Pairs = OptionalView<2, bool>;
 
   struct Sizes {
     Leading leading;
@@ -77,10 +70,10 @@ class RelativeIndex {
   /// From relative positions if they are given, or else from the positions of queries and keys, for each coordinate;
   /// `disabled` pairs have none. Throws ShapeError, PositionError.
   RelativeIndex(std::string_view module, std::string_view hook, const RelativePositions& relative,
-                const std::vector<PairPositions>& positions, const std::optional<Pairs>& disabled, const Sizes& sizes)
+                const std::vector<PairPositions>& positions, const Pairs& disabled, const Sizes& sizes)
       : sizes_(sizes), buckets_(module, sizes.positions), disabled_(disabled) {
     if (relative.given())
-      relative.visit([&](const auto& entries) { adopt(module, hook, entries); });
+      adopt(module, hook, relative);
     else
       locate(module, hook, positions);
   }
@@ -102,7 +95,7 @@ class RelativeIndex {
         rows(n, i, &range - reads.ranges.data(), row);
         for (Index j = 0; j < sizes_.keys; ++j) range.add(row[j]);
       }
-    if (disabled_ || first_key_ > 0 || first < first_query_) {
+    if (disabled_.given() || first_key_ > 0 || first < first_query_) {
       reads.hidden.resize(size(count * sizes_.keys));
       for (Index i = 0; i < count; ++i) hide(n, first + i, reads.hidden.data() + i * sizes_.keys);
     }
@@ -111,7 +104,7 @@ class RelativeIndex {
 
   /// What any query reads of each key of a batch entry: (coordinates, keys).
   [[nodiscard]] std::vector<TableRange> ranges_of_keys(Index n) const {
-    std::vector<TableRange> ranges;
+    std::vector<TableRange> ranges(size(sizes_.coordinates * sizes_.keys));
     std::vector<Row> row(size(sizes_.keys)), least, most;
     for (Index x = 0; x < sizes_.coordinates; ++x) {
       least.assign(row.size(), std::numeric_limits<Row>::max());
@@ -121,7 +114,7 @@ class RelativeIndex {
         for (std::size_t j = 0; j < row.size(); ++j) least[j] = std::min(least[j], row[j]);
         for (std::size_t j = 0; j < row.size(); ++j) most[j] = std::max(most[j], row[j]);
       }
-      for (std::size_t j = 0; j < row.size(); ++j) ranges.push_back({least[j], Index{most[j]} + 1});
+      for (std::size_t j = 0; j < row.size(); ++j) ranges[size(x * sizes_.keys) + j] = {least[j], Index{most[j]} + 1};
     }
     return ranges;
   }
@@ -129,30 +122,23 @@ class RelativeIndex {
  private:
   [[nodiscard]] static std::size_t size(Index count) { return static_cast<std::size_t>(count); }
 
-  template <class Integer>
-  using Given = TensorView<const Integer, 3>;  // (L1, L2, coordinates)
-  using Located = std::vector<PairLocations>;  // one a coordinate
-
-  template <class Integer>
-  void adopt(std::string_view module, std::string_view hook, const TensorView<const Integer, 0>& entries) {
-    Given<Integer> given;
-    given.leading = sizes_.leading;
-    given.shape = {sizes_.queries, sizes_.keys, sizes_.coordinates};
-    if (!broadcast(entries, {true, false, false}, given))
-      fail<ShapeError>(module, "::", hook, ": relative_positions has shape ", entries.leading.shape(),
+  void adopt(std::string_view module, std::string_view hook, const RelativePositions& relative) {
+    given_.entries.leading = sizes_.leading;
+    given_.entries.shape = {sizes_.queries, sizes_.keys, sizes_.coordinates};
+    if (!broadcast(relative.view(), {true, false, false}, given_))
+      fail<ShapeError>(module, "::", hook, ": relative_positions has shape ", relative.view().entries.leading.shape(),
                        "; (B, *, L1, L2, n_coordinates) is needed, with B, * = ", sizes_.leading.shape(),
                        ", L1 = ", sizes_.queries, ", L2 = ", sizes_.keys, ", n_coordinates = ", sizes_.coordinates);
-    source_ = given;
   }
 
   void locate(std::string_view module, std::string_view hook, const std::vector<PairPositions>& positions) {
     if (static_cast<Index>(positions.size()) != sizes_.coordinates)
       fail<ShapeError>(module, "::", hook, ": positions has ", positions.size(),
                        " coordinates; n_coordinates = ", sizes_.coordinates);
-    Located& located = source_.emplace<Located>();
     for (const PairPositions& at : positions) {
-      const std::string where = std::string(hook) + ": positions[" + std::to_string(located.size()) + "]";
-      const PairLocations& found = located.emplace_back(module, where, at, sizes_.leading, sizes_.queries, sizes_.keys);
+      const std::string where = std::string(hook) + ": positions[" + std::to_string(located_.size()) + "]";
+      const PairLocations& found =
+          located_.emplace_back(module, where, at, sizes_.leading, sizes_.queries, sizes_.keys);
       found.require_integers(module, where, at);
       first_query_ = std::max(first_query_, found.q.first());
       first_key_ = std::max(first_key_, found.k.first());
@@ -161,17 +147,15 @@ class RelativeIndex {
 
   /// Writes what query i of batch entry n reads for each key, something where it reads nothing.
   void rows(Index n, Index i, Index coordinate, Row* to) const {
-    std::visit([&](const auto& source) { find(source, n, i, coordinate, to); }, source_);
+    if (!given_.given()) return locate_row(located_[size(coordinate)], n, i, to);
+    const auto& strides = given_.entries.strides;
+    given_.visit_batch(n, [&](const auto* first) {
+      const auto* from = first + i * strides[0] + coordinate * strides[2];
+      for (Index j = 0; j < sizes_.keys; ++j) to[j] = static_cast<Row>(buckets_(from[j * strides[1]]));
+    });
   }
 
-  template <class Integer>
-  void find(const Given<Integer>& given, Index n, Index i, Index coordinate, Row* to) const {
-    const Integer* from = given.batch(n) + i * given.strides[0] + coordinate * given.strides[2];
-    for (Index j = 0; j < sizes_.keys; ++j) to[j] = static_cast<Row>(buckets_(from[j * given.strides[1]]));
-  }
-
-  void find(const Located& located, Index n, Index i, Index coordinate, Row* to) const {
-    const PairLocations& at = located[size(coordinate)];
+  void locate_row(const PairLocations& at, Index n, Index i, Row* to) const {
     const Index first = i < at.q.first() ? sizes_.keys : at.k.first();
     std::fill_n(to, first, static_cast<Row>(buckets_(0)));
     if (first == sizes_.keys) return;
@@ -181,17 +165,20 @@ class RelativeIndex {
 
   void hide(Index n, Index i, char* hidden) const {
     std::fill_n(hidden, i < first_query_ ? sizes_.keys : first_key_, char{1});
-    if (!disabled_) return;
-    const bool* flag = disabled_->batch(n) + i * disabled_->strides[0];
-    for (Index j = 0; j < sizes_.keys; ++j)
-      if (flag[j * disabled_->strides[1]]) hidden[j] = 1;
+    const auto& strides = disabled_.entries.strides;
+    disabled_.visit_batch(n, [&](const bool* first) {
+      const bool* flags = first + i * strides[0];
+      for (Index j = 0; j < sizes_.keys; ++j)
+        if (flags[j * strides[1]]) hidden[j] = 1;
+    });
   }
 
   Sizes sizes_;
   ClampedBuckets buckets_;
-  std::variant<Located, Given<int>, Given<long>, Given<long long>> source_;
-  Index first_query_ = 0, first_key_ = 0;  // with a position in every coordinate
-  std::optional<Pairs> disabled_;
+  OptionalView<3, int, long, long long> given_;  // (L1, L2, coordinates), or else
+  std::vector<PairLocations> located_;           // one a coordinate
+  Index first_query_ = 0, first_key_ = 0;        // with a position in every coordinate
+  Pairs disabled_;
 };
 
 }  // namespace detail

@@ -6,12 +6,38 @@
 #include <array>
 #include <cstddef>
 #include <span>
-#include <type_traits>
-#include <variant>
 
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {
+
+namespace detail {
+
+/// Entries of one of these scalars, or none. Which scalar it is matters only where entries are read.
+template <int Trailing, class... Scalars>
+struct OptionalView {
+  TensorView<const void, Trailing> entries{};
+  std::size_t scalar = 0;  // the place of the scalar, counted from 1; 0: there are none
+
+  [[nodiscard]] bool given() const { return scalar != 0; }
+
+  /// Calls `visit(first entry)` with a pointer to the scalar, if there are entries.
+  template <class Visit>
+  void visit(const Visit& visit) const {
+    std::size_t place = 0;
+    ((++place == scalar ? visit(static_cast<const Scalars*>(entries.data)) : void()), ...);
+  }
+
+  /// The same with the first entry of block n.
+  template <class Visit>
+  void visit_batch(Index n, const Visit& visit_first) const {
+    if (!given()) return;
+    const Index offset = entries.offset(n);
+    visit([&](const auto* data) { visit_first(data + offset); });
+  }
+};
+
+}  // namespace detail
 
 /// A tensor of one of these scalars, of any rank from 1 on and either layout, or none. Refers to the tensor, which must
 /// outlive it: a temporary does not compile.
@@ -22,21 +48,26 @@ class OptionalTensor {
   OptionalTensor() = default;
 
   template <TensorLike T>
-  requires(TensorOf<T, Scalars, 1> || ...) OptionalTensor(const T& tensor) : entries_(detail::view<0>(tensor)) {}
+  requires(TensorOf<T, Scalars, 1> || ...) OptionalTensor(const T& tensor) {
+    const auto view = detail::view<0>(tensor);
+    view_.entries = {view.data, view.leading, view.leading_strides, {}, {}};
+    (void)((++view_.scalar, TensorOf<T, Scalars>) || ...);
+  }
   template <class S, int Rank, int Layout, class I>
   OptionalTensor(const Eigen::Tensor<S, Rank, Layout, I>&& temporary) = delete;
 
-  [[nodiscard]] bool given() const { return !std::holds_alternative<std::monostate>(entries_); }
+  [[nodiscard]] bool given() const { return view_.given(); }
 
   /// Calls `visit(view)` with the entries as a `detail::TensorView<const Scalar, 0>`, if there is a tensor.
   template <class Visit>
   void visit(const Visit& visit) const {
-    std::visit(
-        [&]<class Entries>(const Entries& entries) {
-          if constexpr (!std::is_same_v<Entries, std::monostate>) visit(entries);
-        },
-        entries_);
+    view_.visit([&]<class Scalar>(const Scalar* first) {
+      visit(detail::TensorView<const Scalar, 0>{first, view_.entries.leading, view_.entries.leading_strides, {}, {}});
+    });
   }
+
+  /// The entries, whatever their scalar.
+  [[nodiscard]] const detail::OptionalView<0, Scalars...>& view() const { return view_; }
 
   /// Where its entries are; nowhere, if there is none.
   [[nodiscard]] std::span<const std::byte> memory() const {
@@ -46,7 +77,7 @@ class OptionalTensor {
   }
 
  private:
-  std::variant<std::monostate, detail::TensorView<const Scalars, 0>...> entries_;
+  detail::OptionalView<0, Scalars...> view_;
 };
 
 namespace detail {
@@ -66,7 +97,7 @@ void insert_dimension(TensorView<Entry, 0>& entries, std::size_t place) {
 /// Sets a view of shape (B, *, ...), its sizes given, to the entries of a tensor, in which a dimension of size 1 may stand
 /// for any size: all leading ones, and the trailing ones that `repeat`. False if the shapes do not fit.
 template <class Entry, int Trailing>
-bool broadcast(const TensorView<Entry, 0>& entries, const std::array<bool, Trailing>& repeat,
+bool broadcast(const TensorView<Entry, 0>& entries, const std::array<bool, static_cast<std::size_t>(Trailing)>& repeat,
                TensorView<Entry, Trailing>& to) {
   const std::size_t leading = to.leading.rank;
   if (entries.leading.rank != leading + repeat.size()) return false;
@@ -78,6 +109,15 @@ bool broadcast(const TensorView<Entry, 0>& entries, const std::array<bool, Trail
     (trails ? to.strides[d - leading] : to.leading_strides[d]) = given == wanted ? entries.leading_strides[d] : 0;
   }
   return true;
+}
+
+/// The same, with the scalar. None has every shape.
+template <class... Scalars, int Trailing>
+bool broadcast(const OptionalView<0, Scalars...>& from,
+               const std::array<bool, static_cast<std::size_t>(Trailing)>& repeat,
+               OptionalView<Trailing, Scalars...>& to) {
+  to.scalar = from.scalar;
+  return !from.given() || broadcast(from.entries, repeat, to.entries);
 }
 
 }  // namespace detail

@@ -96,7 +96,7 @@ struct Leading {
   explicit Leading(std::span<const Index> shape) : rank(shape.size()) {
     if (rank > max_rank)
       fail<ShapeError>("posbias: ", rank, " leading dimensions; at most ", max_rank, " are possible");
-    std::copy(shape.begin(), shape.end(), sizes.begin());
+    std::copy_n(shape.data(), rank, sizes.data());
   }
 
   [[nodiscard]] std::span<const Index> shape() const { return {sizes.data(), rank}; }
@@ -137,8 +137,9 @@ struct TensorView {
   }
 
   /// First element of block n, numbered in row-major order of (B, *).
-  [[nodiscard]] Scalar* batch(Index n) const {
-    Scalar* first = data;
+  [[nodiscard]] Scalar* batch(Index n) const { return data + offset(n); }
+  [[nodiscard]] Index offset(Index n) const {
+    Index first = 0;
     for (std::size_t d = leading.rank; d-- > 0;) {
       first += n % leading.sizes[d] * leading_strides[d];
       n /= leading.sizes[d];
