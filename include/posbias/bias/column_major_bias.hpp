@@ -77,8 +77,8 @@ class ColumnMajorBias {
           if (begin >= end) continue;
           const Scalar* logits =
               gradient.data + (first_key + j) * gradient.strides[2] + (piece.key + begin - first) * lanes_;
-          Eigen::Map<Eigen::ArrayXd>(of_lanes.data() + begin * lanes_, (end - begin) * lanes_) +=
-              Eigen::Map<const Eigen::ArrayX<Scalar>>(logits, (end - begin) * lanes_).template cast<double>();
+          add_to_sums(Eigen::Map<const Eigen::ArrayX<Scalar>>(logits, (end - begin) * lanes_),
+                      of_lanes.data() + begin * lanes_);
         }
       });
     });

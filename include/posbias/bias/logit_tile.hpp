@@ -65,6 +65,13 @@ void add_values(const Scalar* values, Index count, Scalar* logits, Index key_str
   }
 }
 
+/// Adds gradients of logits to sums in double.
+template <class Values>
+void add_to_sums(const Eigen::ArrayBase<Values>& gradients, double* sums) {
+  Eigen::Map<Eigen::Array<double, Values::RowsAtCompileTime, 1>> to(sums, gradients.size());
+  to += gradients.template cast<double>();
+}
+
 /// Adds values at some places to neighbouring logits.
 template <Onto onto, class Scalar>
 void add_values_at(const Scalar* values, const std::int64_t* places, Index count, Scalar* logits) {

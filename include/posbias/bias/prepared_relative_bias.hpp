@@ -94,17 +94,17 @@ class PreparedRelativeBias {
   void accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
     if (tabulated()) {
       for_each_slice(tile, [&](const Scalar* logits, Index begin, Index count) {
-        Eigen::Map<Eigen::ArrayXd>(accumulator.sums.data() + begin, count) +=
-            ConstValues(logits, count, Stride(tile.key_stride)).template cast<double>();
+        detail::add_to_sums(ConstValues(logits, count, Stride(tile.key_stride)), accumulator.sums.data() + begin);
       });
     } else {
       std::vector<double> values(static_cast<std::size_t>(tile.heads * tile.keys));
       columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
         const auto count = static_cast<Index>(relative.size());
-        for (Index h = 0; h < tile.heads; ++h)
-          Eigen::Map<Eigen::ArrayXd>(values.data() + h * count, count) =
-              ConstValues(tile.row(h, i) + skip * tile.key_stride, count, Stride(tile.key_stride))
-                  .template cast<double>();
+        for (Index h = 0; h < tile.heads; ++h) {
+          const Scalar* row = tile.row(h, i) + skip * tile.key_stride;
+          for (Index j = 0; j < count; ++j)
+            values[static_cast<std::size_t>(h * count + j)] = static_cast<double>(row[j * tile.key_stride]);
+        }
         bias_->evaluate_backward(relative, tile.head, tile.heads, values.data(), accumulator.row);
         double* sum = accumulator.sums.data();
         for_each_parameter(accumulator.row, [&](std::string_view, auto& tensor) {
@@ -154,9 +154,11 @@ class PreparedRelativeBias {
     std::size_t found = 0;
     const auto hand_out = [&] {
       for (Index h = 0; h < tile.heads; ++h)
-        for (const detail::ColumnSlice& slice : std::span(slices).first(found))
+        for (std::size_t s = 0; s < found; ++s) {
+          const detail::ColumnSlice& slice = slices[s];
           visit(tile.row(h, slice.query) + slice.key * tile.key_stride, first_value(tile, h) + slice.column,
                 slice.count);
+        }
       found = 0;
     };
     columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {

@@ -47,7 +47,7 @@ class ColumnOf {
     std::vector<double> relative;
     for (const Entry& entry : entries_)
       if (entry.column != none) relative.push_back(entry.relative);
-    std::sort(relative.begin(), relative.end());
+    std::sort(relative.data(), relative.data() + relative.size());
     for (std::size_t c = 0; c < relative.size(); ++c) entries_[place(relative[c])].column = static_cast<Index>(c);
     return relative;
   }
@@ -128,16 +128,19 @@ class PositionRuns {
   }
 
   [[nodiscard]] bool all_consecutive() const {
-    return std::all_of(runs_.begin(), runs_.end(), [](const PositionRun& run) { return run.consecutive; });
+    for (const PositionRun& run : runs_)
+      if (!run.consecutive) return false;
+    return true;
   }
 
   /// Calls `visit(PositionRun)` for what lies within tokens [begin, end) of a batch entry.
   template <class Visit>
   void for_each(Index batch, Index begin, Index end, const Visit& visit) const {
     const std::size_t row = shared_ ? 0 : static_cast<std::size_t>(batch);
-    const auto last = runs_.begin() + static_cast<std::ptrdiff_t>(first_[row + 1]);
-    auto run = std::upper_bound(runs_.begin() + static_cast<std::ptrdiff_t>(first_[row]), last, begin,
-                                [](Index token, const PositionRun& r) { return token < r.begin + r.count; });
+    const PositionRun* const last = runs_.data() + first_[row + 1];
+    const PositionRun* run =
+        std::upper_bound(runs_.data() + first_[row], last, begin,
+                         [](Index token, const PositionRun& r) { return token < r.begin + r.count; });
     for (; run != last && run->begin < end; ++run) {
       const Index from = std::max(run->begin, begin);
       visit(PositionRun{from, std::min(run->begin + run->count, end) - from, run->first + (from - run->begin),
@@ -172,7 +175,7 @@ class RelativeColumns {
   [[nodiscard]] bool covers_all() const { return at_.q.first() == 0 && at_.k.first() == 0; }
 
   /// Key minus query position of every column, ascending.
-  [[nodiscard]] std::span<const double> relative() const { return relative_; }
+  [[nodiscard]] std::span<const double> relative() const { return {relative_.data(), relative_.size()}; }
 
   /// Calls `visit(ColumnSlice)` for the slices of a tile, query by query and key by key, if numbered. Queries and keys
   /// without a position have none.
@@ -232,7 +235,7 @@ class RelativeColumns {
       for (std::size_t j = 0; j < row.size(); ++j)
         row[j] = difference(tile.batch, tile.query + i - at_.q.first(),
                             tile.key + skip + static_cast<Index>(j) - at_.k.first());
-      visit(i, skip, std::span<const double>(row));
+      visit(i, skip, std::span<const double>(row.data(), row.size()));
     }
   }
 

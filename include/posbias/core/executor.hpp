@@ -7,7 +7,6 @@
 #pragma once
 
 #include <concepts>
-#include <memory>
 #include <type_traits>
 
 #include "posbias/core/index.hpp"
@@ -31,7 +30,7 @@ class Executor {
   /// Runs tasks with `runner.parallel_for(count, task)`.
   template <TaskRunner Runner>
   requires(!std::same_as<std::remove_cv_t<Runner>, Executor>) Executor(Runner& runner)
-      : runner_(const_cast<void*>(static_cast<const void*>(std::addressof(runner)))),
+      : runner_(const_cast<void*>(static_cast<const void*>(&runner))),
         run_([](void* self, Index count, Invoke invoke, const void* task) {
           static_cast<Runner*>(self)->parallel_for(count, [=](Index i) { invoke(task, i); });
         }) {}

@@ -118,11 +118,10 @@ class Flags {
   Flags() = default;
 
   template <TensorOf<bool, 1> T>
-  Flags(const T& tensor) : given_(true) {
+  Flags(const T& tensor) : given_(true), values_(static_cast<std::size_t>(tensor.size())) {
     const auto tokens = detail::view<1>(tensor);
     leading_ = tokens.leading;
     count_ = tokens.shape[0];
-    values_.resize(static_cast<std::size_t>(tensor.size()));
     detail::for_each_row_major(tensor, [&](Index i, bool value) { values_[static_cast<std::size_t>(i)] = value; });
   }
 
@@ -324,8 +323,10 @@ void visit_token_block(const TokenLocations& at, Index batches, Index index, con
   const Index tokens = std::min(TokenBlock::max_tokens, at.count() - begin);
   std::array<double, TokenBlock::max_tokens> positions;
   for (Index i = 0; i < tokens; ++i) positions[static_cast<std::size_t>(i)] = at.real(row, begin + i);
-  visit(TokenBlock{at.first() + begin, at.shared() ? 0 : row, at.shared() ? batches : row + 1,
-                   std::span(positions).first(static_cast<std::size_t>(tokens))});
+  visit(TokenBlock{at.first() + begin,
+                   at.shared() ? 0 : row,
+                   at.shared() ? batches : row + 1,
+                   {positions.data(), static_cast<std::size_t>(tokens)}});
 }
 
 /// Where the first token of a block is in each of its batch entries.

@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <map>
-#include <utility>
 #include <vector>
 
 #include "posbias/core/tensor_view.hpp"
@@ -21,15 +19,26 @@ class TensorCopies {
   auto operator()(const T& tensor) {
     using Scalar = typename Traits<T>::Scalar;
     const std::size_t size = static_cast<std::size_t>(tensor.size()) * sizeof(Scalar);
-    std::vector<std::byte>& bytes = copies_[{tensor.data(), size}];
-    bytes.resize(size);
-    auto* values = reinterpret_cast<Scalar*>(bytes.data());
+    auto* values = reinterpret_cast<Scalar*>(memory_for(tensor.data(), size));
     std::copy_n(tensor.data(), tensor.size(), values);
     return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Traits<T>::layout>>(values, shape_of(tensor));
   }
 
  private:
-  std::map<std::pair<const void*, std::size_t>, std::vector<std::byte>> copies_;  // by memory: address and bytes
+  struct Copy {
+    const void* of;
+    std::vector<std::byte> bytes;
+  };
+
+  /// Where the copy of some bytes is, or will be.
+  std::byte* memory_for(const void* address, std::size_t size) {
+    for (Copy& copy : copies_)
+      if (copy.of == address && copy.bytes.size() == size) return copy.bytes.data();
+    copies_.push_back({address, std::vector<std::byte>(size)});
+    return copies_.back().bytes.data();
+  }
+
+  std::vector<Copy> copies_;
 };
 
 }  // namespace posbias::detail

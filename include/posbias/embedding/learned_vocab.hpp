@@ -91,7 +91,8 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
       };
       std::vector<std::size_t> order(positions.size());
       std::iota(order.begin(), order.end(), std::size_t{0});
-      if (std::ranges::is_sorted(positions, std::less_equal<>())) {  // so they are distinct
+      if (std::adjacent_find(positions.begin(), positions.end(), std::greater_equal<>()) ==
+          positions.end()) {  // ascending
         for (const std::size_t token : order) add(positions[token], row(token));
         return;
       }

@@ -34,12 +34,12 @@ void for_each_distance_block(std::span<const double> relative, const Visit& visi
   constexpr std::size_t most = 128;
   std::vector<std::pair<double, Index>> order(relative.size());  // distance, column
   for (std::size_t c = 0; c < order.size(); ++c) order[c] = {std::abs(relative[c]), static_cast<Index>(c)};
-  std::sort(order.begin(), order.end());
+  std::sort(order.data(), order.data() + order.size());
   std::vector<double> distances;
   std::vector<ColumnRun> runs;
   std::array<std::size_t, 2> open{};  // one beyond the last run of either sign, or 0
   const auto hand_out = [&] {
-    visit(DistanceBlock{distances, runs});
+    visit(DistanceBlock{{distances.data(), distances.size()}, {runs.data(), runs.size()}});
     distances.clear();
     runs.clear();
     open = {};

@@ -7,7 +7,6 @@
 /// float is off by 8e-3 at position 131 072 already.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -18,6 +17,7 @@
 
 #include "posbias/core/index.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
 
@@ -66,7 +66,7 @@ class SinusoidMaker {
     for (std::size_t place = 0; place < places; ++place) digits_[place] = digits(unit(place));
   }
 
-  [[nodiscard]] std::span<const double> frequencies() const { return frequencies_; }
+  [[nodiscard]] std::span<const double> frequencies() const { return {frequencies_.data(), frequencies_.size()}; }
   [[nodiscard]] double divisor() const { return divisor_; }
   [[nodiscard]] double angle(double position, std::size_t f) const { return position / divisor_ * frequencies_[f]; }
 
@@ -103,7 +103,7 @@ class SinusoidMaker {
   }
 
  private:
-  using Row = Eigen::ArrayXd;  // aligned
+  using Row = Workspace<double>;
   static constexpr std::size_t radix = 16, places = 3;
 
   /// What a digit counts.
@@ -191,7 +191,7 @@ class SinusoidMaker {
   void fill_rows(std::span<const double> positions, Scalar* rows) const {
     Prefix prefix;
     prefix.position.fill(std::numeric_limits<double>::quiet_NaN());
-    prefix.row.fill(Row(width()));
+    for (Row& row : prefix.row) row.make_room(width());
     for (const double position : positions) {  // digits are those of the distance from 0
       const double distance = std::abs(position);
       multiply<layout>(prefix_row(1, distance, prefix), digit_row(0, distance), rows, std::copysign(1.0, position));

@@ -115,7 +115,8 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
     using Values = Eigen::ArrayX<Scalar>;
     const Index first_output = task * block, rows = std::min(block, outputs - first_output);
     Workspace<Scalar> x_rows(block * width), product(rows * width);
-    Eigen::ArrayXd weight_sums = Eigen::ArrayXd::Zero(rows * width), bias_sums = Eigen::ArrayXd::Zero(rows);
+    auto weight_sums = Values::Zero(rows * width).template cast<double>().eval();
+    auto bias_sums = Values::Zero(rows).template cast<double>().eval();
     for (Index first = 0; first < tokens; first += block) {
       const Index count = std::min(block, tokens - first);
       for (Index i = 0; i < count; ++i) {

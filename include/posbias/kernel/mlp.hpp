@@ -94,7 +94,7 @@ class PositionMlp {
         const Activation& at = trace.hidden[i];
         if (hidden_[i].norm) hidden_[i].norm->backward(at, grad, sums[i]);
         grad = hidden_[i].linear.backward(grad, at.in, 0, sums[i]);
-        if (i > 0) swish_backward(trace.hidden[i - 1].out, grad);
+        if (i > 0) swish_backward(trace.hidden[i - 1].out.values, grad.values);
       }
       for (std::size_t p = 0; p < inputs.size(); ++p) sum_of_gradient_times_input += grad.row(0)[p] * inputs[p];
     });
@@ -311,7 +311,11 @@ class PositionMlp {
     std::fill(std::copy(inputs.begin(), inputs.end(), x.row(0)), x.row(1), 0.0);
     for (std::size_t i = 0; i < hidden_.size(); ++i) {
       Activation& at = trace.hidden[i];
-      if (i > 0) swish(trace.hidden[i - 1].out, at.in);
+      if (i > 0) {
+        const Block& before = trace.hidden[i - 1].out;
+        at.in.reshape(before.features, before.columns);
+        swish(before.values, at.in.values);
+      }
       if (i == layers) return;
       hidden_[i].linear.forward(at.in, 0, hidden_[i].linear.outputs(), at.out);
       if (hidden_[i].norm) hidden_[i].norm->forward(at);
@@ -327,26 +331,34 @@ class PositionMlp {
     return trace.out;
   }
 
-  /// A part of a lane. Eigen's exponential of 8 doubles makes g++ 12 warn of AVX-512 intrinsics of its own.
-  using Quad = Eigen::Array<double, 4, 1>;
+  /// A part of a lane. Eigen's exponential of 8 doubles makes g++ 12 warn of AVX-512 intrinsics of its own. `Real` is
+  /// double; a template, what is made of it is compiled where it is used and not where this file is included.
+  template <class Real>
+  using Quad = Eigen::Array<Real, 4, 1>;
 
   /// 1 / (1 + exp(-x)). Always in fours, so that every position gets the same exponential, vectorised or not.
-  static Quad logistic(const Quad& x) { return (1 + (-x).exp()).inverse(); }
+  template <class Real>
+  static Quad<Real> logistic(const Quad<Real>& x) {
+    return (1 + (-x).exp()).inverse();
+  }
 
-  static void swish(const Block& x, Block& y) {
-    y.reshape(x.features, x.columns);
-    for (std::size_t i = 0; i < x.values.size(); i += 4) {
-      const Eigen::Map<const Quad> values(&x.values[i]);
-      Eigen::Map<Quad>(&y.values[i]) = values * logistic(values);
+  template <class Real>
+  static void swish(const std::vector<Real>& x, std::vector<Real>& y) {
+    for (std::size_t i = 0; i < x.size(); i += 4) {
+      const Eigen::Map<const Quad<Real>> values(&x[i]);
+      Eigen::Map<Quad<Real>> result(&y[i]);
+      result = values * logistic<Real>(values);
     }
   }
 
   /// d Swish(x) / dx = s + x·s·(1 - s) with s = logistic(x); turns the gradient of Swish(x) into that of x.
-  static void swish_backward(const Block& x, Block& grad) {
-    for (std::size_t i = 0; i < x.values.size(); i += 4) {
-      const Eigen::Map<const Quad> values(&x.values[i]);
-      const Quad s = logistic(values);
-      Eigen::Map<Quad>(&grad.values[i]) *= s * (1 + values * (1 - s));
+  template <class Real>
+  static void swish_backward(const std::vector<Real>& x, std::vector<Real>& grad) {
+    for (std::size_t i = 0; i < x.size(); i += 4) {
+      const Eigen::Map<const Quad<Real>> values(&x[i]);
+      const Quad<Real> s = logistic<Real>(values);
+      Eigen::Map<Quad<Real>> gradient(&grad[i]);
+      gradient *= s * (1 + values * (1 - s));
     }
   }
 
