@@ -148,7 +148,7 @@ class RelativeIndex {
   /// Writes what query i of batch entry n reads for each key, something where it reads nothing.
   void rows(Index n, Index i, Index coordinate, Row* to) const {
     if (!given_.given()) return locate_row(located_[size(coordinate)], n, i, to);
-    const auto& strides = given_.entries.strides;
+    const auto strides = given_.entries.strides;
     given_.visit_batch(n, [&](const auto* first) {
       const auto* from = first + i * strides[0] + coordinate * strides[2];
       for (Index j = 0; j < sizes_.keys; ++j) to[j] = static_cast<Row>(buckets_(from[j * strides[1]]));
@@ -165,7 +165,7 @@ class RelativeIndex {
 
   void hide(Index n, Index i, char* hidden) const {
     std::fill_n(hidden, i < first_query_ ? sizes_.keys : first_key_, char{1});
-    const auto& strides = disabled_.entries.strides;
+    const auto strides = disabled_.entries.strides;
     disabled_.visit_batch(n, [&](const bool* first) {
       const bool* flags = first + i * strides[0];
       for (Index j = 0; j < sizes_.keys; ++j)
