@@ -27,7 +27,7 @@ class ColumnMajorBias {
   using Scalar = typename Bias::Scalar;
 
   /// Has a table where all batch entries have the same positions, in runs, and it is no more than a sixteenth of a mask.
-  ColumnMajorBias(const Bias& bias, const PairLocations& at, Index batches)
+  ColumnMajorBias(const Bias& bias, const PairLocations& at, Index batches, const Executor& executor)
       : columns_(PairLocations(at.k, at.q)), lanes_(bias.n_heads() * batches) {
     const auto count = static_cast<Index>(columns_.relative().size());
     if (!columns_.in_runs() || at.q.rows() > 1 || at.k.rows() > 1) return;
@@ -35,7 +35,7 @@ class ColumnMajorBias {
     std::vector<double> relative(columns_.relative().begin(), columns_.relative().end());
     for (double& query_minus_key : relative) query_minus_key = 0 - query_minus_key;
     std::vector<Scalar> values(static_cast<std::size_t>(bias.n_heads() * count));
-    bias.evaluate(relative, 0, bias.n_heads(), values.data());
+    bias.evaluate_all_heads(relative, values.data(), executor);
     table_.reserve(static_cast<std::size_t>(lanes_ * count));
     for (Index c = 0; c < count; ++c)
       for (Index h = 0; h < bias.n_heads(); ++h)

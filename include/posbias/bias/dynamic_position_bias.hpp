@@ -57,19 +57,20 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
   [[nodiscard]] Index n_heads() const { return options_.n_heads; }
 
   /// The bias (heads, relative.size()) of some heads at key minus query positions.
-  void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
-    const auto count = static_cast<Index>(relative.size());
-    this->parameters_.evaluate(query_minus_key(relative), head, heads, [&](Index h, Index p, double value) {
+  void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values,
+                const Executor& executor = {}) const {
+    const Index count = std::ssize(relative);
+    this->parameters_.evaluate(query_minus_key(relative), head, heads, executor, [&](Index h, Index p, double value) {
       values[h * count + p] = static_cast<Scalar>(-value);
     });
   }
 
   /// Adjoint of `evaluate`.
   void evaluate_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,
-                         Gradients& grads) const {
-    const auto count = static_cast<Index>(relative.size());
-    this->parameters_.backward(
-        query_minus_key(relative), head, heads, [&](Index h, Index p) { return -grad_values[h * count + p]; }, grads);
+                         Gradients& grads, const Executor& executor = {}) const {
+    const Index count = std::ssize(relative);
+    const auto gradient = [&](Index h, Index p) { return -grad_values[h * count + p]; };
+    this->parameters_.adjoint(head, heads)(query_minus_key(relative), gradient, grads, executor);
   }
 
  private:

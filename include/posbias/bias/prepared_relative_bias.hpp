@@ -16,12 +16,13 @@
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/relative_columns.hpp"
 #include "posbias/bias/toeplitz.hpp"
+#include "posbias/core/executor.hpp"
 #include "posbias/core/parameters.hpp"
 
 namespace posbias {
 
 /// A relative bias at given positions, ready to add itself to tiles of logits in any order and from any thread.
-/// Refers to the module, which must outlive it.
+/// Refers to the module and to who runs its executor's tasks, which must outlive it.
 template <class Bias>
 class PreparedRelativeBias {
  public:
@@ -34,10 +35,11 @@ class PreparedRelativeBias {
     Gradients row;             // workspace without a table, zero between rows
   };
 
-  PreparedRelativeBias(const Bias& bias, PairLocations at) : bias_(&bias), columns_(std::move(at)) {
+  PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor)
+      : bias_(&bias), executor_(executor), columns_(std::move(at)) {
     if (!tabulated()) return;
     table_.resize(static_cast<std::size_t>(bias_->n_heads() * width()));
-    bias_->evaluate(columns_.relative(), 0, bias_->n_heads(), table_.data());
+    bias_->evaluate_all_heads(columns_.relative(), table_.data(), executor_);
   }
 
   static constexpr detail::TileWidth tile_width = detail::TileWidth::narrow_if_column_major;
@@ -126,7 +128,7 @@ class PreparedRelativeBias {
   void finish(const Accumulator& accumulator, Gradients& grads) const {
     const double* sum = accumulator.sums.data();
     if (tabulated()) {
-      bias_->evaluate_backward(columns_.relative(), 0, bias_->n_heads(), sum, grads);
+      bias_->evaluate_all_heads_backward(columns_.relative(), sum, grads, executor_);
     } else {
       for_each_parameter(grads, [&](std::string_view, auto& tensor) {
         for (Index p = 0; p < tensor.size(); ++p) tensor.data()[p] += static_cast<Scalar>(*sum++);
@@ -169,6 +171,7 @@ class PreparedRelativeBias {
   }
 
   const Bias* bias_;
+  Executor executor_;
   detail::RelativeColumns columns_;
   std::vector<Scalar> table_;  // (NH, columns)
 };

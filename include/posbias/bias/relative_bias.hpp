@@ -23,7 +23,8 @@ namespace posbias {
 ///   - `static constexpr std::string_view name`, `Index n_heads() const`, `static constexpr bool integers_only`;
 ///   - `void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const`: the bias
 ///     (heads, relative.size()), row-major, of heads [head, head + heads) at key minus query positions;
-///   - `void evaluate_backward(relative, head, heads, const double* grad_values, Gradients&) const`: its adjoint.
+///   - `void evaluate_backward(relative, head, heads, const double* grad_values, Gradients&) const`: its adjoint;
+///     both may take a `const Executor&` behind these, if there is work in them for several threads.
 ///
 /// Both look at each relative position by itself, so a value does not depend on what it is evaluated with.
 template <class Derived, class Scalar_, class Parameters>
@@ -92,17 +93,17 @@ class RelativeBias : public Module<Derived, Parameters> {
     for (std::size_t d = 0; d < relative.size(); ++d)
       relative[d] = static_cast<double>(static_cast<Index>(d) - (queries - 1));
     Eigen::Tensor<Scalar, 2, Eigen::RowMajor> result(derived().n_heads(), width);
-    derived().evaluate(relative, 0, derived().n_heads(), result.data());
+    evaluate_all_heads(relative, result.data());
     return result;
   }
 
-  /// The bias of the logits of q and k, ready for tiles. Refers to this module and owns all else. Throws ShapeError,
-  /// PositionError.
+  /// The bias of the logits of q and k, ready for tiles. Refers to this module and to who runs the executor's tasks,
+  /// and owns all else. Throws ShapeError, PositionError.
   template <HeadsTensor Q, HeadsTensor K>
   [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
     const detail::AttentionShape shape = detail::attention_shape(Derived::name, "prepare", q, k, k);
     check_heads("prepare", "q", shape.heads);
-    return Prepared(derived(), locations("prepare", shape.leading, shape.queries, shape.keys, at));
+    return Prepared(derived(), locations("prepare", shape.leading, shape.queries, shape.keys, at), at.executor);
   }
   template <HeadsTensor Q, HeadsTensor K>
   Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
@@ -111,9 +112,26 @@ class RelativeBias : public Module<Derived, Parameters> {
   [[nodiscard]] Prepared prepare(std::span<const Index> leading, Index queries, Index keys,
                                  const PairPositions& at = {}) const& {
     check_lengths("prepare", queries, keys);
-    return Prepared(derived(), locations("prepare", detail::Leading(leading), queries, keys, at));
+    return Prepared(derived(), locations("prepare", detail::Leading(leading), queries, keys, at), at.executor);
   }
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
+
+  /// `evaluate` of all heads, and its adjoint, over the executor if the module takes one.
+  void evaluate_all_heads(std::span<const double> relative, Scalar* values, const Executor& executor = {}) const {
+    const Index heads = derived().n_heads();
+    if constexpr (requires { derived().evaluate(relative, 0, heads, values, executor); })
+      derived().evaluate(relative, 0, heads, values, executor);
+    else
+      derived().evaluate(relative, 0, heads, values);
+  }
+  void evaluate_all_heads_backward(std::span<const double> relative, const double* grad_values, Gradients& grads,
+                                   const Executor& executor) const {
+    const Index heads = derived().n_heads();
+    if constexpr (requires { derived().evaluate_backward(relative, 0, heads, grad_values, grads, executor); })
+      derived().evaluate_backward(relative, 0, heads, grad_values, grads, executor);
+    else
+      derived().evaluate_backward(relative, 0, heads, grad_values, grads);
+  }
 
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
@@ -161,10 +179,10 @@ class RelativeBias : public Module<Derived, Parameters> {
   void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
     PairLocations where = checked(hook, "mask", mask, at);
     if (detail::is_column_major(mask)) {
-      const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches());
+      const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
       if (prepared.tabulated()) return write<onto>(mask, prepared, at.executor);
     }
-    write<onto>(mask, Prepared(derived(), std::move(where)), at.executor);
+    write<onto>(mask, Prepared(derived(), std::move(where), at.executor), at.executor);
   }
 
   /// Zeros come first where the bias does not write all.
@@ -180,11 +198,11 @@ class RelativeBias : public Module<Derived, Parameters> {
   void backward(const detail::TensorView<const Scalar, 3>& grad_mask, const PairPositions& at, Gradients& grads) const {
     const PairLocations where = checked_backward(grad_mask, at, grads);
     if (!this->has_parameters()) return;
-    const Prepared prepared(derived(), where);
+    const Prepared prepared(derived(), where, at.executor);
     auto sums = prepared.accumulator();
     bool accumulated = false;
     if (detail::is_column_major(grad_mask)) {
-      const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches());
+      const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches(), at.executor);
       accumulated = by_columns.accumulates();
       if (accumulated) by_columns.accumulate(grad_mask, sums.sums, at.executor);
     }

@@ -24,8 +24,9 @@ namespace posbias {
 ///   - `auto rows() const`: what finds rows in a call, `find(std::span<const double> positions,
 ///     detail::TokenRows<Scalar>&)`, from several threads;
 ///   - `auto rows_backward() const`: its adjoint, `add(positions, const double* grad_rows, Gradients&)`, given the
-///     gradients of rows (positions, dim), adds to the parameters'; or `add(positions, feature, features, grad_rows,
-///     Gradients&)`, given those of some features, if no parameter belongs to two;
+///     gradients of rows (positions, dim), adds to the parameters'; or `add(positions, grad_rows, Gradients&, const
+///     Executor&)`, given those of many positions; or `add(positions, feature, features, grad_rows, Gradients&)`, given
+///     those of some features, if no parameter belongs to two;
 ///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
 ///     which throws PositionError.
 template <class Derived, class Scalar_, class Parameters>
@@ -43,7 +44,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     const Tokens<Scalar> tokens("mod_x", "x", detail::view<2>(x), at, derived());
     const auto find = derived().rows();
     at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
-      detail::visit_token_block(tokens.locations, tokens.view.batches(), index, [&](const detail::TokenBlock& block) {
+      tokens.visit(index, [&](const detail::TokenBlock& block) {
         detail::TokenRows<Scalar> rows;
         find(block.positions, rows);
         const auto add = [&](Index token, Index feature, Index count, std::span<Scalar* const> where) {
@@ -64,27 +65,48 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
     if (!this->has_parameters()) return;
-    const auto add = derived().rows_backward();
+    auto add = derived().rows_backward();
     const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
     if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>) {
       const Index together = at.executor.serial() ? dim : 128;
       at.executor.parallel_for((dim + together - 1) / together, [&](Index slice) {
         const Index feature = slice * together, count = std::min(together, dim - feature);
-        Eigen::ArrayXd sums;
+        Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * count);
         for (Index index = 0; index < blocks; ++index)
-          tokens.sum(index, feature, count, sums, [&](std::span<const double> positions, const double* grad_rows) {
-            add(positions, feature, count, grad_rows, grads);
+          tokens.visit(index, [&](const detail::TokenBlock& block) {
+            tokens.sum(block, feature, count, sums.data());
+            add(block.positions, feature, count, sums.data(), grads);
           });
       });
+    } else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&,
+                                        const Executor&>) {
+      constexpr Index together = 8;
+      Eigen::ArrayXd sums(std::min(together, blocks) * detail::TokenBlock::max_tokens * dim);
+      for (Index begin = 0; begin < blocks; begin += together) {
+        std::vector<double> positions;
+        std::vector<Index> first;
+        for (Index index = begin; index < std::min(blocks, begin + together); ++index)
+          tokens.visit(index, [&](const detail::TokenBlock& block) {
+            first.push_back(std::ssize(positions));
+            positions.insert(positions.end(), block.positions.begin(), block.positions.end());
+          });
+        at.executor.parallel_for(std::ssize(first), [&](Index i) {
+          tokens.visit(begin + i, [&](const detail::TokenBlock& block) {
+            tokens.sum(block, 0, dim, sums.data() + first[static_cast<std::size_t>(i)] * dim);
+          });
+        });
+        add(positions, sums.data(), grads, at.executor);
+      }
     } else {
       // A few sums, each over some blocks and by one thread, are added up in order: the same for any number of threads.
       std::vector<Gradients> parts(static_cast<std::size_t>(std::min<Index>(blocks, 8)), this->zero_gradients());
       const Index each = (blocks + 7) / 8;
       at.executor.parallel_for(std::ssize(parts), [&](Index part) {
-        Eigen::ArrayXd sums;
+        Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * dim);
         for (Index index = part * each; index < std::min(blocks, (part + 1) * each); ++index)
-          tokens.sum(index, 0, dim, sums, [&](std::span<const double> positions, const double* grad_rows) {
-            add(positions, grad_rows, parts[static_cast<std::size_t>(part)]);
+          tokens.visit(index, [&](const detail::TokenBlock& block) {
+            tokens.sum(block, 0, dim, sums.data());
+            add(block.positions, sums.data(), parts[static_cast<std::size_t>(part)]);
           });
       });
       for (const Gradients& part : parts) detail::add_gradients<Scalar>(part, grads);
@@ -131,6 +153,11 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       module.check_positions(hook, locations);
     }
 
+    template <class Visit>
+    void visit(Index index, const Visit& visit) const {
+      detail::visit_token_block(locations, view.batches(), index, visit);
+    }
+
     /// Calls `visit(token of the block, first feature, count, where)` for the features [feature, feature + features) of
     /// each token, `where` being their places in each batch entry where it is to be encoded. All at once if they lie
     /// together; otherwise feature by feature, because tokens do.
@@ -160,19 +187,14 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       for (Index f = 0; f < count; ++f) ((row[f] += static_cast<double>(from[f])), ...);
     }
 
-    /// Calls `use(positions, rows)` with the sums over the batch of these features of block `index`, computed in `rows`.
-    template <class Use>
-    void sum(Index index, Index feature, Index features, Eigen::ArrayXd& rows, const Use& use) const {
-      detail::visit_token_block(locations, view.batches(), index, [&](const detail::TokenBlock& block) {
-        rows.setZero(std::ssize(block.positions) * features);
-        for_each(block, feature, features, [&](Index token, Index first, Index count, std::span<S* const> where) {
-          double* row = rows.data() + token * features + (first - feature);
-          std::size_t n = 0;
-          for (; n + 4 <= where.size(); n += 4)
-            sum_each(row, count, where[n], where[n + 1], where[n + 2], where[n + 3]);
-          for (; n < where.size(); ++n) sum_each(row, count, where[n]);
-        });
-        use(block.positions, rows.data());
+    /// Sums some features of a block's tokens over the batch, in rows of them.
+    void sum(const detail::TokenBlock& block, Index feature, Index features, double* rows) const {
+      std::fill_n(rows, std::ssize(block.positions) * features, 0.0);
+      for_each(block, feature, features, [&](Index token, Index first, Index count, std::span<S* const> where) {
+        double* row = rows + token * features + (first - feature);
+        std::size_t n = 0;
+        for (; n + 4 <= where.size(); n += 4) sum_each(row, count, where[n], where[n + 1], where[n + 2], where[n + 3]);
+        for (; n < where.size(); ++n) sum_each(row, count, where[n]);
       });
     }
   };

@@ -57,19 +57,21 @@ class LearnedContinuous : public AdditiveEmbedding<LearnedContinuous<Scalar>, Sc
 
   /// Computes the rows that are added to tokens at these positions.
   [[nodiscard]] auto rows() const {
-    return [this](std::span<const double> positions, detail::TokenRows<Scalar>& rows) {
-      Scalar* row = rows.compute(positions.size(), dim());
-      this->parameters_.evaluate(positions, 0, dim(), [&](Index feature, Index p, double value) {
-        row[p * dim() + feature] = static_cast<Scalar>(value);
-      });
+    return [dim = dim(), find = this->parameters_.evaluation(0, dim())](std::span<const double> positions,
+                                                                        detail::TokenRows<Scalar>& rows) {
+      Scalar* row = rows.compute(positions.size(), dim);
+      find(positions,
+           [&](Index feature, Index p, double value) { row[p * dim + feature] = static_cast<Scalar>(value); });
     };
   }
 
   /// Adjoint of `rows`.
   [[nodiscard]] auto rows_backward() const {
-    return [this](std::span<const double> positions, const double* grad_rows, Gradients& grads) {
-      this->parameters_.backward(
-          positions, 0, dim(), [&](Index feature, Index p) { return grad_rows[p * dim() + feature]; }, grads);
+    return [dim = dim(), add = this->parameters_.adjoint(0, dim())](std::span<const double> positions,
+                                                                    const double* grad_rows, Gradients& grads,
+                                                                    const Executor& executor) mutable {
+      add(
+          positions, [&](Index feature, Index p) { return grad_rows[p * dim + feature]; }, grads, executor);
     };
   }
 

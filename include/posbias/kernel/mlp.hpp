@@ -8,25 +8,29 @@
 ///     Swish(x) = x / (1 + exp(-x))
 ///     Norm(x)  = weight · (x - mean) / sqrt(variance + 1e-5) + bias, over the dim features (arXiv 1607.06450)
 ///
-/// Positions are taken in blocks, features by positions, so a layer is one matrix product a block. Everything is
-/// computed in double and rounded once, and no position sees the others: a value does not depend on what it is
-/// evaluated with. Cost: O(depth·dim²) a position, forward; three times that backward. Workspace: O(depth·dim) and,
-/// backward, the size of the parameters.
+/// Everything is computed in double and rounded once, and no position sees the others: a value does not depend on what
+/// it is evaluated with. Cost: O(depth·dim²) a position, forward; up to three times that backward. Workspace: the weights
+/// in double, and O(depth·dim) for each of 64 positions a thread, backward for each of 256 positions.
 #pragma once
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "posbias/core/executor.hpp"
 #include "posbias/core/parameters.hpp"
 #include "posbias/kernel/divide.hpp"
+#include "posbias/kernel/linear.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
 
@@ -52,151 +56,143 @@ class PositionMlp {
       detail::fail<OptionError>(module, ": dim = ", options.dim, "; it is required, and must be positive");
     if (options.depth < 1) detail::fail<OptionError>(module, ": depth = ", options.depth, "; it must be positive");
     detail::Random random(seed);
-    for (Index i = 0; i < options.depth; ++i)
-      hidden_.push_back({Linear(i == 0 ? 1 : options.dim, options.dim, random),
-                         options.norm ? std::optional<Norm>(options.dim) : std::nullopt});
-    if (options.outputs > 0) last_.emplace(options.dim, options.outputs, random);
+    const auto add_layer = [&](Index inputs, Index outputs, bool norm, bool swish) {
+      layers_.push_back({{}, norm ? std::optional<Norm>(outputs) : std::nullopt, swish});
+      layers_.back().linear.start(inputs, outputs, random);
+    };
+    for (Index i = 0; i < options.depth; ++i) add_layer(i == 0 ? 1 : options.dim, options.dim, options.norm, i > 0);
+    has_last_ = options.outputs > 0;
+    if (has_last_) add_layer(options.dim, options.outputs, false, false);
   }
 
   /// Features that come out.
-  [[nodiscard]] Index outputs() const { return last_ ? last_->outputs() : hidden_.front().linear.outputs(); }
+  [[nodiscard]] Index outputs() const { return layers_.back().linear.outputs(); }
+
+  class Evaluation;
+
+  /// Ready to find features [first, first + count). Where there is no last layer to choose from, they are all.
+  [[nodiscard]] Evaluation evaluation(Index first, Index count) const {
+    return Evaluation(*this, layers_.size(), first, count);
+  }
 
   /// Calls `write(feature, position, value)` for features [first, first + count) of every position; the two are counted
-  /// from 0. Where there is no last layer to choose from, first is 0 and count is outputs().
+  /// from 0. Calls come from several threads.
   template <class Write>
-  void evaluate(std::span<const double> positions, Index first, Index count, const Write& write) const {
-    Trace trace;
-    for_each_block(positions, [&](Index begin, std::span<const double> inputs) {
-      const Block& out = forward(inputs, first, count, trace);
-      for (Index f = 0; f < count; ++f)
-        for (Index p = 0; p < static_cast<Index>(inputs.size()); ++p) write(f, begin + p, out.row(f)[p]);
+  void evaluate(std::span<const double> positions, Index first, Index count, const Executor& executor,
+                const Write& write) const {
+    const Evaluation find = evaluation(first, count);
+    executor.parallel_for(blocks(std::ssize(positions)), [&](Index task) {
+      const Block block(task, std::ssize(positions));
+      find(positions.subspan(static_cast<std::size_t>(block.first), static_cast<std::size_t>(block.count)),
+           [&](Index f, Index p, double value) { write(f, block.first + p, value); });
     });
   }
 
-  /// Adjoint of `evaluate`: `gradient(feature, position)` is the gradient of a value. Sums run in double, position
-  /// by position in order, and are rounded once.
-  template <class Gradient>
-  void backward(std::span<const double> positions, Index first, Index count, const Gradient& gradient,
-                PositionMlp& gradients) const {
-    std::vector<LayerSums> sums;
-    for (const Hidden& layer : hidden_) sums.emplace_back(layer.linear);
-    LayerSums last_sums = last_ ? LayerSums(*last_) : LayerSums();
-    double sum_of_gradient_times_input = 0;
+  class Adjoint;
 
-    Trace trace;
-    for_each_block(positions, [&](Index begin, std::span<const double> inputs) {
-      run_hidden(inputs, trace, last_ || hidden_.back().norm ? hidden_.size() : hidden_.size() - 1);
-      Block grad(count, static_cast<Index>(inputs.size()));
-      for (Index f = 0; f < count; ++f)
-        for (Index p = 0; p < static_cast<Index>(inputs.size()); ++p) grad.row(f)[p] = gradient(f, begin + p);
-      if (last_) grad = last_->backward(grad, trace.hidden.back().out, first, last_sums);
-      for (std::size_t i = hidden_.size(); i-- > 0;) {
-        const Activation& at = trace.hidden[i];
-        if (hidden_[i].norm) hidden_[i].norm->backward(at, grad, sums[i]);
-        grad = hidden_[i].linear.backward(grad, at.in, 0, sums[i]);
-        if (i > 0) swish_backward(trace.hidden[i - 1].out.values, grad.values);
-      }
-      for (std::size_t p = 0; p < inputs.size(); ++p) sum_of_gradient_times_input += grad.row(0)[p] * inputs[p];
-    });
-
-    for (std::size_t i = 0; i < hidden_.size(); ++i) {
-      sums[i].linear_to(gradients.hidden_[i].linear);
-      if (hidden_[i].norm) sums[i].norm_to(*gradients.hidden_[i].norm);
-    }
-    if (last_) last_sums.linear_to(*gradients.last_);
-    divide_.backward(sum_of_gradient_times_input, gradients.divide_);
-  }
+  /// Ready for the gradients of features [first, first + count).
+  [[nodiscard]] Adjoint adjoint(Index first, Index count) const { return Adjoint(*this, first, count); }
 
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     Divide<Scalar>::visit(self.divide_, visitor);
-    const auto visit_both = [&](const std::string& name, auto& layer) {
-      visitor(std::string_view(name + ".weight"), layer.weight);
-      visitor(std::string_view(name + ".bias"), layer.bias);
-    };
-    for (std::size_t i = 0; i < self.hidden_.size(); ++i) {
+    for (std::size_t i = 0; i < self.layers_.size(); ++i) {
+      auto& layer = self.layers_[i];
+      const std::string name = "mlp." + std::to_string(i);
+      if (self.has_last_ && i + 1 == self.layers_.size()) {
+        Linear<Scalar>::visit(name, layer.linear, visitor);
+        continue;
+      }
       // Within a layer Swish is number 0, except in the first, which has none.
-      const std::string layer = "mlp." + std::to_string(i) + ".";
-      visit_both(layer + (i == 0 ? "0" : "1"), self.hidden_[i].linear);
-      if (self.hidden_[i].norm) visit_both(layer + (i == 0 ? "1" : "2"), *self.hidden_[i].norm);
+      Linear<Scalar>::visit(name + (layer.swish ? ".1" : ".0"), layer.linear, visitor);
+      if (!layer.norm) continue;
+      const std::string norm = name + (layer.swish ? ".2" : ".1");
+      visitor(std::string_view(norm + ".weight"), layer.norm->weight);
+      visitor(std::string_view(norm + ".bias"), layer.norm->bias);
     }
-    if (self.last_) visit_both("mlp." + std::to_string(self.hidden_.size()), *self.last_);
   }
 
  private:
-  /// Features by positions, row-major; rows are padded to whole lanes of positions.
+  using Row = Eigen::Map<Eigen::ArrayXd>;
+  using Parameters = Eigen::Map<const Eigen::ArrayX<Scalar>>;
+
+  /// Positions that a task takes together.
   struct Block {
-    Index features = 0, columns = 0;
-    std::vector<double> values{};
+    static constexpr Index most = 64;
+    Index first, count;
+    Block(Index block, Index positions) : first(block * most), count(std::min(most, positions - first)) {}
+  };
+  static Index blocks(Index positions) { return (positions + Block::most - 1) / Block::most; }
 
-    Block() = default;
-    Block(Index rows, Index positions) { reshape(rows, positions); }
+  [[nodiscard]] bool is_last(std::size_t layer) const { return layer + 1 == layers_.size(); }
+  /// Outputs of a layer, if so many of the last one count.
+  [[nodiscard]] Index outputs(std::size_t layer, Index of_last) const {
+    return is_last(layer) ? of_last : layers_[layer].linear.outputs();
+  }
+  /// Weights of a layer (outputs, inputs) from an output on.
+  [[nodiscard]] detail::Factor<Scalar> weight(std::size_t layer, Index output) const {
+    const Linear<Scalar>& linear = layers_[layer].linear;
+    return {linear.weight.data() + output * linear.inputs(), linear.inputs(), 1};
+  }
 
-    /// Keeps the memory; values are what they were, or 0.
-    void reshape(Index rows, Index positions) {
-      features = rows;
-      columns = detail::whole_lanes<double>(positions);
-      values.resize(static_cast<std::size_t>(features * columns));
-    }
-    [[nodiscard]] double* row(Index f) { return values.data() + f * columns; }
-    [[nodiscard]] const double* row(Index f) const { return values.data() + f * columns; }
+  /// Weights as products want them, in double.
+  struct Packed {
+    detail::Workspace<double> memory;
+    detail::Panels<double> panels;
+
+    Packed(const detail::Factor<Scalar>& weights, Index terms, Index columns)
+        : memory(detail::packed_size<double>(terms, columns)),
+          panels(detail::pack(weights, terms, columns, memory.data())) {}
   };
 
-  /// What lies between forward and backward of a hidden layer.
+  /// Features of positions.
+  struct Rows {
+    double* first = nullptr;
+    Index stride = 0;
+    [[nodiscard]] double* row(Index p) const { return first + p * stride; }
+  };
+
+  /// A layer of some positions.
   struct Activation {
-    Block in, out;
-    Block normalised;                       // with a norm: (x - mean) / deviation
-    std::vector<double> inverse_deviation;  // with a norm: of each position
+    Rows in;                                // of the linear map
+    Rows out;                               // of the last layer; backward the gradient of what comes out of the linear
+                                            // map, and before it is known the slope of the Swish behind the layer
+    Rows normalised;                        // backward, with a norm: (x - mean) / deviation
+    Rows norm_weight_sums, norm_bias_sums;  // for each block
+    std::vector<double> inverse_deviation;  // of each position
   };
 
-  /// What lies between forward and backward of a block of positions.
+  /// All layers of some positions. It is one allocation, because malloc returns many to the system and faults them in
+  /// again in the next call.
   struct Trace {
-    std::vector<Activation> hidden;
-    Block out;  // of the last layer
-  };
+    bool backward;
+    std::vector<Activation> layers;
+    detail::Workspace<double> memory{};
 
-  struct LayerSums;
-
-  /// y = W x + b.
-  struct Linear {
-    ParameterTensor<Scalar, 2> weight;  // (outputs, inputs)
-    ParameterTensor<Scalar, 1> bias;    // (outputs)
-
-    Linear(Index inputs, Index outputs, detail::Random& random) : weight(outputs, inputs), bias(outputs) {
-      const double bound = 1 / std::sqrt(static_cast<double>(inputs));
-      detail::fill_uniform(weight, bound, random);
-      detail::fill_uniform(bias, bound, random);
-    }
-    [[nodiscard]] Index inputs() const { return weight.dimension(1); }
-    [[nodiscard]] Index outputs() const { return weight.dimension(0); }
-
-    /// Outputs [first, first + count).
-    void forward(const Block& x, Index first, Index count, Block& y) const {
-      y.reshape(count, x.columns);
-      for (Index f = 0; f < count; ++f) std::fill_n(y.row(f), y.columns, static_cast<double>(bias(first + f)));
-      const std::vector<double> rows = in_double(first, count);
-      detail::add_product(count, y.columns, inputs(), detail::Factor<double>{rows.data(), inputs(), 1}, x.row(0),
-                          x.columns, y.row(0), y.columns);
-    }
-
-    /// The gradient of x, from that of outputs first, first + 1, ...
-    [[nodiscard]] Block backward(const Block& grad_y, const Block& x, Index first, LayerSums& sums) const {
-      for (Index f = 0; f < grad_y.features; ++f)
-        for (Index p = 0; p < grad_y.columns; ++p) sums.bias[static_cast<std::size_t>(first + f)] += grad_y.row(f)[p];
-      detail::add_product_transposed(grad_y.features, inputs(), grad_y.columns,
-                                     detail::Factor<double>{grad_y.row(0), grad_y.columns, 1}, x.row(0), x.columns,
-                                     sums.weight.row(first), sums.weight.columns);
-      Block grad_x(inputs(), grad_y.columns);
-      const std::vector<double> rows = in_double(first, grad_y.features);
-      detail::add_product(inputs(), grad_y.columns, grad_y.features, detail::Factor<double>{rows.data(), 1, inputs()},
-                          grad_y.row(0), grad_y.columns, grad_x.row(0), grad_x.columns);
-      return grad_x;
-    }
-
-    /// Rows [first, first + count) of the weights.
-    [[nodiscard]] std::vector<double> in_double(Index first, Index count) const {
-      const Scalar* rows = weight.data() + first * inputs();
-      return std::vector<double>(rows, rows + count * inputs());
+    Trace(const PositionMlp& mlp, Index outputs, Index positions, bool for_backward)
+        : backward(for_backward), layers(mlp.layers_.size()) {
+      for (const bool room : {false, true}) {
+        Index used = 0;
+        // Rows are a cache line longer than whole lanes: a power of two apart, they would all want the same place in
+        // the cache.
+        const auto take = [&](Rows& rows, Index count, Index features) {
+          rows.stride = detail::whole_lanes<double>(features) + detail::lanes<double>;
+          if (room) rows.first = memory.data() + used;
+          used += count * rows.stride;
+        };
+        for (std::size_t i = 0; i < layers.size(); ++i) {
+          const bool last = mlp.is_last(i);
+          const Index features = mlp.outputs(i, outputs);
+          take(layers[i].in, positions, mlp.layers_[i].linear.inputs());
+          if (last || backward) take(layers[i].out, positions, features);
+          if (!mlp.layers_[i].norm || !backward) continue;
+          take(layers[i].normalised, positions, features);
+          take(layers[i].norm_weight_sums, blocks(positions), features);
+          take(layers[i].norm_bias_sums, blocks(positions), features);
+          layers[i].inverse_deviation.resize(static_cast<std::size_t>(positions));
+        }
+        memory.make_room(used);
+      }
     }
   };
 
@@ -208,163 +204,275 @@ class PositionMlp {
       weight.setConstant(Scalar(1));
       bias.setZero();
     }
+    [[nodiscard]] auto weights() const { return Parameters(weight.data(), weight.size()).template cast<double>(); }
+    [[nodiscard]] auto biases() const { return Parameters(bias.data(), bias.size()).template cast<double>(); }
 
-    /// Normalises `at.out` in place.
-    void forward(Activation& at) const {
-      Block& x = at.out;
-      const auto features = static_cast<double>(x.features);
-      std::vector<double> mean(static_cast<std::size_t>(x.columns)), variance(mean.size());
-      for_each_entry(x, [&](Index f, std::size_t p) { mean[p] += x.row(f)[p]; });
-      for (double& sum : mean) sum /= features;
-      for_each_entry(x, [&](Index f, std::size_t p) {
-        const double deviation = x.row(f)[p] - mean[p];
-        variance[p] += deviation * deviation;
-      });
+    /// By lanes. Eigen's sum of doubles makes g++ 12 warn of AVX-512 intrinsics of its own.
+    template <class Values>
+    static double sum(const Values& values) {
+      constexpr Index lanes = detail::lanes<double>;
+      const Index whole = values.size() / lanes * lanes;
+      std::array<double, static_cast<std::size_t>(lanes)> sums{};
+      for (Index f = 0; f < whole; f += lanes)
+        for (Index lane = 0; lane < lanes; ++lane) sums[static_cast<std::size_t>(lane)] += values[f + lane];
+      for (Index f = whole; f < values.size(); ++f) sums[static_cast<std::size_t>(f - whole)] += values[f];
+      return std::accumulate(sums.begin(), sums.end(), 0.0);
+    }
+
+    /// Normalises the features of a position in place, and gives them their weights and biases in `y`, which may be the
+    /// same place. Returns 1 / deviation.
+    double forward(double* features, double* y) const {
       constexpr double epsilon = 1e-5;
-      at.inverse_deviation.resize(mean.size());
-      for (std::size_t p = 0; p < mean.size(); ++p)
-        at.inverse_deviation[p] = 1 / std::sqrt(variance[p] / features + epsilon);
-      at.normalised.reshape(x.features, x.columns);
-      for_each_entry(x, [&](Index f, std::size_t p) {
-        const double value = (x.row(f)[p] - mean[p]) * at.inverse_deviation[p];
-        at.normalised.row(f)[p] = value;
-        x.row(f)[p] = static_cast<double>(weight(f)) * value + static_cast<double>(bias(f));
-      });
+      Row x(features, weight.size());
+      const auto count = static_cast<double>(weight.size());
+      const double mean = sum(x) / count;
+      x -= mean;
+      const double inverse_deviation = 1 / std::sqrt(sum(x.square()) / count + epsilon);
+      x *= inverse_deviation;
+      Row(y, weight.size()) = weights() * x + biases();
+      return inverse_deviation;
     }
 
-    /// Turns the gradient of the normalised features into that of the features.
-    void backward(const Activation& at, Block& grad, LayerSums& sums) const {
-      const Block& normalised = at.normalised;
-      std::vector<double> mean(static_cast<std::size_t>(grad.columns)), projection(mean.size());
-      for_each_entry(grad, [&](Index f, std::size_t p) {
-        sums.norm_weight[static_cast<std::size_t>(f)] += grad.row(f)[p] * normalised.row(f)[p];
-        sums.norm_bias[static_cast<std::size_t>(f)] += grad.row(f)[p];
-        grad.row(f)[p] *= static_cast<double>(weight(f));
-        mean[p] += grad.row(f)[p];
-        projection[p] += grad.row(f)[p] * normalised.row(f)[p];
-      });
-      const auto features = static_cast<double>(grad.features);
-      for_each_entry(grad, [&](Index f, std::size_t p) {
-        grad.row(f)[p] =
-            (grad.row(f)[p] - (mean[p] + normalised.row(f)[p] * projection[p]) / features) * at.inverse_deviation[p];
-      });
-    }
-
-    template <class Visit>
-    static void for_each_entry(const Block& block, const Visit& visit) {
-      for (Index f = 0; f < block.features; ++f)
-        for (std::size_t p = 0; p < static_cast<std::size_t>(block.columns); ++p) visit(f, p);
-    }
-  };
-
-  struct Hidden {
-    Linear linear;
-    std::optional<Norm> norm;
-  };
-
-  /// Gradients of a layer's parameters, in double.
-  struct LayerSums {
-    Block weight;  // (outputs, inputs), rows padded
-    std::vector<double> bias, norm_weight, norm_bias;
-
-    LayerSums() = default;
-    explicit LayerSums(const Linear& of)
-        : weight(of.outputs(), of.inputs()),
-          bias(static_cast<std::size_t>(of.outputs())),
-          norm_weight(bias.size()),
-          norm_bias(bias.size()) {}
-
-    void linear_to(Linear& gradients) const {
-      for (Index f = 0; f < gradients.outputs(); ++f)
-        for (Index i = 0; i < gradients.inputs(); ++i) gradients.weight(f, i) += static_cast<Scalar>(weight.row(f)[i]);
-      add(bias, gradients.bias);
-    }
-    void norm_to(Norm& gradients) const {
-      add(norm_weight, gradients.weight);
-      add(norm_bias, gradients.bias);
-    }
-
-   private:
-    static void add(const std::vector<double>& sums, ParameterTensor<Scalar, 1>& gradient) {
-      for (std::size_t f = 0; f < sums.size(); ++f) gradient.data()[f] += static_cast<Scalar>(sums[f]);
-    }
-  };
-
-  /// Calls `visit(index of the first, positions / divisor)` for blocks of positions.
-  template <class Visit>
-  void for_each_block(std::span<const double> positions, const Visit& visit) const {
-    constexpr std::size_t most = 64;
-    const double divisor = divide_.divisor();
-    std::array<double, most> inputs;
-    for (std::size_t begin = 0; begin < positions.size(); begin += most) {
-      const std::size_t count = std::min(most, positions.size() - begin);
-      for (std::size_t p = 0; p < count; ++p) inputs[p] = positions[begin + p] / divisor;
-      visit(static_cast<Index>(begin), std::span<const double>(inputs).first(count));
-    }
-  }
-
-  /// The first layers of a block of inputs, keeping what `backward` needs; of the layer behind them only what goes in.
-  void run_hidden(std::span<const double> inputs, Trace& trace, std::size_t layers) const {
-    trace.hidden.resize(hidden_.size());
-    Block& x = trace.hidden.front().in;
-    x.reshape(1, static_cast<Index>(inputs.size()));
-    std::fill(std::copy(inputs.begin(), inputs.end(), x.row(0)), x.row(1), 0.0);
-    for (std::size_t i = 0; i < hidden_.size(); ++i) {
-      Activation& at = trace.hidden[i];
-      if (i > 0) {
-        const Block& before = trace.hidden[i - 1].out;
-        at.in.reshape(before.features, before.columns);
-        swish(before.values, at.in.values);
+    /// Turns the gradients of a block's normalised features into those of the features.
+    void backward(const Block& block, Activation& at) const {
+      const Index features = weight.size(), task = block.first / Block::most;
+      Row weight_sum(at.norm_weight_sums.row(task), features), bias_sum(at.norm_bias_sums.row(task), features);
+      weight_sum.setZero();
+      bias_sum.setZero();
+      for (Index p = block.first; p < block.first + block.count; ++p) {
+        Row grad(at.out.row(p), features);
+        const Row normalised(at.normalised.row(p), features);
+        weight_sum += grad * normalised;
+        bias_sum += grad;
+        grad *= weights();
+        const auto count = static_cast<double>(features);
+        const double mean = sum(grad) / count, projection = sum(grad * normalised) / count;
+        grad = (grad - mean - normalised * projection) * at.inverse_deviation[static_cast<std::size_t>(p)];
       }
-      if (i == layers) return;
-      hidden_[i].linear.forward(at.in, 0, hidden_[i].linear.outputs(), at.out);
-      if (hidden_[i].norm) hidden_[i].norm->forward(at);
     }
-  }
+  };
 
-  /// Outputs [first, first + count) of a block of inputs.
-  const Block& forward(std::span<const double> inputs, Index first, Index count, Trace& trace) const {
-    run_hidden(inputs, trace, hidden_.size());
-    const Block& features = trace.hidden.back().out;
-    if (!last_) return features;
-    last_->forward(features, first, count, trace.out);
-    return trace.out;
-  }
+  struct Layer {
+    Linear<Scalar> linear;
+    std::optional<Norm> norm;
+    bool swish;  // before the linear map
+  };
 
   /// A part of a lane. Eigen's exponential of 8 doubles makes g++ 12 warn of AVX-512 intrinsics of its own. `Real` is
   /// double; a template, what is made of it is compiled where it is used and not where this file is included.
   template <class Real>
   using Quad = Eigen::Array<Real, 4, 1>;
 
-  /// 1 / (1 + exp(-x)). Always in fours, so that every position gets the same exponential, vectorised or not.
+  /// Swish(x) = x·s and, unless it is null, its slope s + x·s·(1 - s), with s = 1 / (1 + exp(-x)). Always in fours, so
+  /// that every value gets the same exponential, vectorised or not.
   template <class Real>
-  static Quad<Real> logistic(const Quad<Real>& x) {
-    return (1 + (-x).exp()).inverse();
-  }
-
-  template <class Real>
-  static void swish(const std::vector<Real>& x, std::vector<Real>& y) {
-    for (std::size_t i = 0; i < x.size(); i += 4) {
-      const Eigen::Map<const Quad<Real>> values(&x[i]);
-      Eigen::Map<Quad<Real>> result(&y[i]);
-      result = values * logistic<Real>(values);
-    }
-  }
-
-  /// d Swish(x) / dx = s + x·s·(1 - s) with s = logistic(x); turns the gradient of Swish(x) into that of x.
-  template <class Real>
-  static void swish_backward(const std::vector<Real>& x, std::vector<Real>& grad) {
-    for (std::size_t i = 0; i < x.size(); i += 4) {
-      const Eigen::Map<const Quad<Real>> values(&x[i]);
-      const Quad<Real> s = logistic<Real>(values);
-      Eigen::Map<Quad<Real>> gradient(&grad[i]);
-      gradient *= s * (1 + values * (1 - s));
+  static void swish(Index features, Real* x, Real* slope) {
+    using Values = Eigen::Map<Quad<Real>>;
+    for (Index f = 0; f < features; f += 4) {
+      Values values(x + f);
+      const Quad<Real> s = (1 + (-values).exp()).inverse();
+      if (slope != nullptr) Values(slope + f) = s * (1 + values * (1 - s));
+      values *= s;
     }
   }
 
   Divide<Scalar> divide_;
-  std::vector<Hidden> hidden_;
-  std::optional<Linear> last_;
+  std::vector<Layer> layers_;
+  bool has_last_ = false;
+};
+
+/// Some features of an MLP, ready to be found from any thread. Refers to the MLP, which must outlive it.
+template <class Scalar>
+class PositionMlp<Scalar>::Evaluation {
+ public:
+  /// Calls `write(feature, position, value)` for all positions, at most 64, and features, both counted from 0.
+  template <class Write>
+  void operator()(std::span<const double> positions, const Write& write) const {
+    Trace trace(*mlp_, outputs_, std::ssize(positions), false);
+    run(positions, 0, trace);
+    for (Index p = 0; p < std::ssize(positions); ++p) {
+      const double* out = trace.layers.back().out.row(p);
+      for (Index f = 0; f < outputs_; ++f) write(f, p, out[f]);
+    }
+  }
+
+ private:
+  friend PositionMlp;
+
+  /// The first layers; of the last one some outputs.
+  Evaluation(const PositionMlp& mlp, std::size_t layers, Index first, Index count)
+      : mlp_(&mlp), outputs_(count), divisor_(mlp.divide_.divisor()) {
+    for (std::size_t i = 0; i < layers; ++i) {
+      const Linear<Scalar>& linear = mlp.layers_[i].linear;
+      const Index begin = mlp.is_last(i) ? first : 0, outputs = mlp.outputs(i, count);
+      const Scalar* bias = linear.bias.data() + begin;
+      weights_.emplace_back(mlp.weight(i, begin).transposed(), linear.inputs(), outputs);
+      biases_.emplace_back(bias, bias + outputs);
+      biases_.back().resize(static_cast<std::size_t>(detail::whole_lanes<double>(outputs)));
+    }
+  }
+
+  /// The first layers of some positions, numbered from `begin` in the trace, and the Swish behind them.
+  void run(std::span<const double> positions, Index begin, Trace& trace) const {
+    const Index count = std::ssize(positions), end = begin + count;
+    for (Index p = begin; p < end; ++p)
+      *trace.layers[0].in.row(p) = positions[static_cast<std::size_t>(p - begin)] / divisor_;
+    for (std::size_t i = 0; i < weights_.size(); ++i) {
+      Activation& at = trace.layers[i];
+      const std::vector<double>& bias = biases_[i];
+      const bool last = mlp_->is_last(i);
+      const Norm* norm = mlp_->layers_[i].norm ? &*mlp_->layers_[i].norm : nullptr;
+      Rows& out = last ? at.out : trace.layers[i + 1].in;
+      Rows& y = norm != nullptr && trace.backward ? at.normalised : out;
+      for (Index p = begin; p < end; ++p) std::copy(bias.begin(), bias.end(), y.row(p));
+      const Index inputs = mlp_->layers_[i].linear.inputs(), outputs = std::ssize(bias);
+      detail::multiply<detail::Sum::continued>(count, outputs, inputs,
+                                               detail::Factor<double>{at.in.row(begin), at.in.stride, 1},
+                                               weights_[i].panels, y.row(begin), y.stride);
+      for (Index p = begin; p < end; ++p) {
+        const double inverse_deviation = norm != nullptr ? norm->forward(y.row(p), out.row(p)) : 1;
+        if (norm != nullptr && trace.backward) at.inverse_deviation[static_cast<std::size_t>(p)] = inverse_deviation;
+        if (!last && mlp_->layers_[i + 1].swish) swish(outputs, out.row(p), trace.backward ? at.out.row(p) : nullptr);
+      }
+    }
+  }
+
+  const PositionMlp* mlp_;
+  Index outputs_;
+  double divisor_;
+  std::vector<Packed> weights_;
+  std::vector<std::vector<double>> biases_;  // in whole lanes
+};
+
+/// Adjoint of some features of an MLP. Refers to the MLP, which must outlive it; keeps its memory from call to call.
+template <class Scalar>
+class PositionMlp<Scalar>::Adjoint {
+ public:
+  /// Given the gradients `gradient(feature, position)` of values, both counted from 0, adds to those of the parameters.
+  /// Sums run in double, position by position in order, and are rounded once for every few hundred positions.
+  template <class Gradient>
+  void operator()(std::span<const double> positions, const Gradient& gradient, PositionMlp& gradients,
+                  const Executor& executor) {
+    const Index length = std::ssize(positions), dim = mlp_->layers_.front().linear.outputs();
+    const Index most = std::min(length, std::max<Index>(256, (Index{1} << 15) / dim / Block::most * Block::most));
+    if (most > room_) trace_.emplace(*mlp_, outputs_, room_ = most, true);
+    for (Index begin = 0; begin < length; begin += most) {
+      const Index count = std::min(most, length - begin);
+      executor.parallel_for(blocks(count), [&](Index task) {
+        const Block block(task, count);
+        forward_.run(
+            positions.subspan(static_cast<std::size_t>(begin + block.first), static_cast<std::size_t>(block.count)),
+            block.first, *trace_);
+        for (Index p = block.first; p < block.first + block.count; ++p) {
+          double* out = trace_->layers.back().out.row(p);
+          for (Index f = 0; f < outputs_; ++f) out[f] = gradient(f, begin + p);
+        }
+        backward_of_block(block);
+      });
+      add_gradients(count, gradients, executor);
+    }
+  }
+
+ private:
+  friend PositionMlp;
+
+  /// What comes out of the last layer matters to its norm alone.
+  Adjoint(const PositionMlp& mlp, Index first, Index count)
+      : mlp_(&mlp),
+        first_(first),
+        outputs_(count),
+        forward_(mlp, mlp.layers_.size() - (mlp.layers_.back().norm ? 0 : 1), first, count) {
+    for (std::size_t i = 1; i < mlp.layers_.size(); ++i)
+      weights_.emplace_back(mlp.weight(i, mlp.is_last(i) ? first : 0), mlp.outputs(i, count),
+                            mlp.layers_[i].linear.inputs());
+  }
+
+  /// Backward of a block, down to the gradient of what comes out of the first linear map.
+  void backward_of_block(const Block& block) {
+    for (std::size_t i = trace_->layers.size(); i-- > 0;) {
+      const Layer& layer = mlp_->layers_[i];
+      Activation& at = trace_->layers[i];
+      if (layer.norm) layer.norm->backward(block, at);
+      if (i == 0) return;
+      const Index inputs = layer.linear.inputs(), outputs = mlp_->outputs(i, outputs_);
+      const Index stride = detail::whole_lanes<double>(inputs);
+      detail::Workspace<double> grad_in(block.count * stride);
+      detail::multiply<detail::Sum::fresh>(block.count, inputs, outputs,
+                                           detail::Factor<double>{at.out.row(block.first), at.out.stride, 1},
+                                           weights_[i - 1].panels, grad_in.data(), stride);
+      for (Index p = 0; p < block.count; ++p) {
+        Row grad_out(trace_->layers[i - 1].out.row(block.first + p), inputs);
+        const Row grad(grad_in.data() + p * stride, inputs);
+        if (layer.swish)
+          grad_out *= grad;
+        else
+          grad_out = grad;
+      }
+    }
+  }
+
+  /// The gradients of parameters, from what lies in the trace. A task takes a few rows of a layer's weights through all
+  /// positions.
+  void add_gradients(Index positions, PositionMlp& gradients, const Executor& executor) const {
+    constexpr Index most = 16;
+    const std::vector<Layer>& layers = mlp_->layers_;
+    const Index slices = (std::max(layers.front().linear.outputs(), outputs_) + most - 1) / most;
+    std::vector<double> first_weight_sums(static_cast<std::size_t>(layers.front().linear.outputs()));
+    executor.parallel_for(std::ssize(layers) * slices, [&](Index task) {
+      const auto i = static_cast<std::size_t>(task / slices);
+      const Activation& at = trace_->layers[i];
+      Layer& grads = gradients.layers_[i];
+      const Index inputs = grads.linear.inputs(), outputs = mlp_->outputs(i, outputs_);
+      const Index output = task % slices * most, rows = std::min(most, outputs - output);
+      if (rows <= 0) return;
+      const Index stride = detail::whole_lanes<double>(inputs);
+      detail::Workspace<double> sums(rows * stride);
+      const double* grad = at.out.row(0) + output;
+      // Rows of positions are in a page each: a block of them at a time, processors know where the pages are.
+      for (Index p = 0; p < positions; p += Block::most)
+        detail::multiply<detail::Sum::continued>(rows, inputs, std::min(Block::most, positions - p),
+                                                 detail::Factor<double>{grad + p * at.out.stride, 1, at.out.stride},
+                                                 detail::Panels<double>::of_rows(at.in.row(p), at.in.stride),
+                                                 sums.data(), stride);
+      Eigen::ArrayXd bias_sums = Eigen::ArrayXd::Zero(rows);
+      for (Index p = 0; p < positions; ++p)
+        bias_sums += Eigen::Map<const Eigen::ArrayXd>(grad + p * at.out.stride, rows);
+      for (Index f = 0; f < rows; ++f) {
+        const Index to = (mlp_->is_last(i) ? first_ : 0) + output + f;
+        const Row sum(sums.data() + f * stride, inputs);
+        Eigen::Map<Eigen::ArrayX<Scalar>>(grads.linear.weight.data() + to * inputs, inputs) +=
+            sum.template cast<Scalar>();
+        grads.linear.bias.data()[to] += static_cast<Scalar>(bias_sums[f]);
+        if (i == 0) first_weight_sums[static_cast<std::size_t>(output + f)] = sum[0];
+      }
+    });
+
+    for (std::size_t i = 0; i < layers.size(); ++i) {
+      if (!layers[i].norm) continue;
+      Norm& grads = *gradients.layers_[i].norm;
+      const auto add = [&](const Rows& of_blocks, ParameterTensor<Scalar, 1>& to) {
+        Eigen::ArrayXd sum = Eigen::ArrayXd::Zero(to.size());
+        for (Index task = 0; task < blocks(positions); ++task)
+          sum += Eigen::Map<const Eigen::ArrayXd>(of_blocks.row(task), to.size());
+        Eigen::Map<Eigen::ArrayX<Scalar>>(to.data(), to.size()) += sum.template cast<Scalar>();
+      };
+      add(trace_->layers[i].norm_weight_sums, grads.weight);
+      add(trace_->layers[i].norm_bias_sums, grads.bias);
+    }
+
+    // The first layer's weight w meets an input y only as w·y, so that the sums of gradient·y are the same.
+    double sum_of_gradient_times_input = 0;
+    for (std::size_t f = 0; f < first_weight_sums.size(); ++f)
+      sum_of_gradient_times_input += static_cast<double>(layers.front().linear.weight.data()[f]) * first_weight_sums[f];
+    mlp_->divide_.backward(sum_of_gradient_times_input, gradients.divide_);
+  }
+
+  const PositionMlp* mlp_;
+  Index first_, outputs_;
+  Evaluation forward_;
+  std::vector<Packed> weights_;  // of layers 1, 2, ...
+  std::optional<Trace> trace_;
+  Index room_ = 0;  // positions in the trace
 };
 
 }  // namespace posbias

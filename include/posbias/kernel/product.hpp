@@ -149,22 +149,23 @@ template <class Scalar>
 }
 
 /// Packs a matrix (terms, columns), panel after panel, 0 beyond the last column: what is read together lies together.
-template <class Scalar>
-Panels<Scalar> pack(Factor<Scalar> matrix, Index terms, Index columns, Scalar* to) {
+/// Its values are converted to those that are multiplied.
+template <class From, class Scalar>
+Panels<Scalar> pack(Factor<From> matrix, Index terms, Index columns, Scalar* to) {
   constexpr Index ahead = 32;
   const Panels<Scalar> panels{to, terms * lanes<Scalar>, lanes<Scalar>};
   const Index whole = columns / lanes<Scalar> * lanes<Scalar>;
   if (whole < columns) std::fill_n(to + terms * whole, terms * lanes<Scalar>, Scalar(0));
   if (matrix.column_stride == 1) {
     for (Index t = 0; t < terms; ++t, to += lanes<Scalar>) {
-      const Scalar* from = matrix.data + t * matrix.row_stride;
+      const From* from = matrix.data + t * matrix.row_stride;
       if (t + ahead < terms) prefetch(from + ahead * matrix.row_stride, columns);
       for (Index j = 0; j < whole; j += lanes<Scalar>) std::copy_n(from + j, lanes<Scalar>, to + terms * j);
       std::copy_n(from + whole, columns - whole, to + terms * whole);
     }
   } else {  // transposed, so that a column is what lies together
     for (Index j = 0; j < columns; ++j) {
-      const Scalar* from = matrix.data + j * matrix.column_stride;
+      const From* from = matrix.data + j * matrix.column_stride;
       if (j + ahead < columns) prefetch(from + ahead * matrix.column_stride, terms);
       Scalar* column = to + j / lanes<Scalar> * panels.panel_stride + j % lanes<Scalar>;
       for (Index t = 0; t < terms; ++t) column[t * lanes<Scalar>] = from[t * matrix.row_stride];
