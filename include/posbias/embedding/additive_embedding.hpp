@@ -26,7 +26,7 @@ namespace posbias {
 ///   - `auto rows_backward() const`: its adjoint, `add(positions, const double* grad_rows, Gradients&)`, given the
 ///     gradients of rows (positions, dim), adds to the parameters'; or `add(positions, grad_rows, Gradients&, const
 ///     Executor&)`, given those of many positions; or `add(positions, feature, features, grad_rows, Gradients&)`, given
-///     those of some features, if no parameter belongs to two;
+///     those of some features, if every parameter belongs to one feature and one position;
 ///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
 ///     which throws PositionError.
 template <class Derived, class Scalar_, class Parameters>
@@ -66,51 +66,13 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     this->check_gradients("mod_x_backward", grads);
     if (!this->has_parameters()) return;
     auto add = derived().rows_backward();
-    const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
-    if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>) {
-      const Index together = at.executor.serial() ? dim : 128;
-      at.executor.parallel_for((dim + together - 1) / together, [&](Index slice) {
-        const Index feature = slice * together, count = std::min(together, dim - feature);
-        Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * count);
-        for (Index index = 0; index < blocks; ++index)
-          tokens.visit(index, [&](const detail::TokenBlock& block) {
-            tokens.sum(block, feature, count, sums.data());
-            add(block.positions, feature, count, sums.data(), grads);
-          });
-      });
-    } else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&,
-                                        const Executor&>) {
-      constexpr Index together = 8;
-      Eigen::ArrayXd sums(std::min(together, blocks) * detail::TokenBlock::max_tokens * dim);
-      for (Index begin = 0; begin < blocks; begin += together) {
-        std::vector<double> positions;
-        std::vector<Index> first;
-        for (Index index = begin; index < std::min(blocks, begin + together); ++index)
-          tokens.visit(index, [&](const detail::TokenBlock& block) {
-            first.push_back(std::ssize(positions));
-            positions.insert(positions.end(), block.positions.begin(), block.positions.end());
-          });
-        at.executor.parallel_for(std::ssize(first), [&](Index i) {
-          tokens.visit(begin + i, [&](const detail::TokenBlock& block) {
-            tokens.sum(block, 0, dim, sums.data() + first[static_cast<std::size_t>(i)] * dim);
-          });
-        });
-        add(positions, sums.data(), grads, at.executor);
-      }
-    } else {
-      // A few sums, each over some blocks and by one thread, are added up in order: the same for any number of threads.
-      std::vector<Gradients> parts(static_cast<std::size_t>(std::min<Index>(blocks, 8)), this->zero_gradients());
-      const Index each = (blocks + 7) / 8;
-      at.executor.parallel_for(std::ssize(parts), [&](Index part) {
-        Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * dim);
-        for (Index index = part * each; index < std::min(blocks, (part + 1) * each); ++index)
-          tokens.visit(index, [&](const detail::TokenBlock& block) {
-            tokens.sum(block, 0, dim, sums.data());
-            add(block.positions, sums.data(), parts[static_cast<std::size_t>(part)]);
-          });
-      });
-      for (const Gradients& part : parts) detail::add_gradients<Scalar>(part, grads);
-    }
+    if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>)
+      backward_apart(tokens, add, at.executor, grads);
+    else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&,
+                                      const Executor&>)
+      backward_together(tokens, add, at.executor, grads);
+    else
+      backward_in_parts(tokens, add, at.executor, grads);
   }
 
   template <WritableTensorOf<Scalar, 2> X>
@@ -130,6 +92,85 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Base::derived;
 
  private:
+  template <class S>
+  struct Tokens;
+
+  /// Blocks of tokens as a few parts.
+  static constexpr Index parts_of(Index blocks) { return std::min<Index>(blocks, 8); }
+  template <class Visit>
+  static void for_each_block_of(Index part, Index blocks, const Visit& visit) {
+    const Index each = (blocks + 7) / 8;
+    for (Index index = part * each; index < std::min(blocks, (part + 1) * each); ++index) visit(index);
+  }
+
+  /// Where a parameter belongs to one position and one feature: blocks of consecutive positions meet in none, and other
+  /// blocks only in those of the same feature.
+  template <class Add>
+  void backward_apart(const Tokens<const Scalar>& tokens, const Add& add, const Executor& executor,
+                      Gradients& grads) const {
+    const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
+    const bool blocks_apart = tokens.locations.shared() && tokens.locations.consecutive();
+    const Index most_features = blocks_apart || executor.serial() ? dim : 128;
+    const Index slices = (dim + most_features - 1) / most_features;
+    executor.parallel_for(slices * (blocks_apart ? parts_of(blocks) : 1), [&](Index task) {
+      const Index feature = task % slices * most_features, count = std::min(most_features, dim - feature);
+      Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * count);
+      const auto add_block = [&](Index index) {
+        tokens.visit(index, [&](const detail::TokenBlock& block) {
+          tokens.sum(block, feature, count, sums.data());
+          add(block.positions, feature, count, sums.data(), grads);
+        });
+      };
+      if (blocks_apart)
+        for_each_block_of(task / slices, blocks, add_block);
+      else
+        for (Index index = 0; index < blocks; ++index) add_block(index);
+    });
+  }
+
+  /// Where the adjoint has threads of its own: it is given some hundred tokens at once.
+  template <class Add>
+  void backward_together(const Tokens<const Scalar>& tokens, Add& add, const Executor& executor,
+                         Gradients& grads) const {
+    constexpr Index together = 8;
+    const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
+    Eigen::ArrayXd sums(std::min(together, blocks) * detail::TokenBlock::max_tokens * dim);
+    for (Index begin = 0; begin < blocks; begin += together) {
+      std::vector<double> positions;
+      std::vector<Index> first;
+      for (Index index = begin; index < std::min(blocks, begin + together); ++index)
+        tokens.visit(index, [&](const detail::TokenBlock& block) {
+          first.push_back(std::ssize(positions));
+          positions.insert(positions.end(), block.positions.begin(), block.positions.end());
+        });
+      executor.parallel_for(std::ssize(first), [&](Index i) {
+        tokens.visit(begin + i, [&](const detail::TokenBlock& block) {
+          tokens.sum(block, 0, dim, sums.data() + first[static_cast<std::size_t>(i)] * dim);
+        });
+      });
+      add(positions, sums.data(), grads, executor);
+    }
+  }
+
+  /// Where parameters belong to all positions: a few sums, each over some blocks and by one thread, are added up in
+  /// order, the same for any number of threads.
+  template <class Add>
+  void backward_in_parts(const Tokens<const Scalar>& tokens, const Add& add, const Executor& executor,
+                         Gradients& grads) const {
+    const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
+    std::vector<Gradients> parts(static_cast<std::size_t>(parts_of(blocks)), this->zero_gradients());
+    executor.parallel_for(std::ssize(parts), [&](Index part) {
+      Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * dim);
+      for_each_block_of(part, blocks, [&](Index index) {
+        tokens.visit(index, [&](const detail::TokenBlock& block) {
+          tokens.sum(block, 0, dim, sums.data());
+          add(block.positions, sums.data(), parts[static_cast<std::size_t>(part)]);
+        });
+      });
+    });
+    for (const Gradients& part : parts) detail::add_gradients<Scalar>(part, grads);
+  }
+
   /// Adds a row to tokens. Two at a time, processors fetch them side by side; more would be too many streams.
   static void add_to_each(const Scalar* __restrict row, Index count, auto* __restrict... to) {
     for (Index f = 0; f < count; ++f) ((to[f] += row[f]), ...);

@@ -14,9 +14,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cstddef>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "posbias/core/index.hpp"
 
@@ -101,36 +99,6 @@ void multiply(Index rows, Index columns, Index terms, Factor<Scalar> a, Panels<S
     for (; i + rows_together <= rows; i += rows_together) some(std::make_index_sequence<rows_together>(), i);
     for (; i < rows; ++i) some(std::make_index_sequence<1>(), i);
   }
-}
-
-/// c (rows, columns) += a (rows, terms) · b (terms, columns). b and c are row-major, and `columns` is a multiple of
-/// `lanes<Scalar>`.
-template <class A, class Scalar>
-void add_product(Index rows, Index columns, Index terms, Factor<A> a, const Scalar* b, Index b_stride, Scalar* c,
-                 Index c_stride) {
-  const auto rows_of_b = Panels<Scalar>::of_rows(b, b_stride);
-  if constexpr (std::is_same_v<A, Scalar>) {
-    multiply<Sum::continued>(rows, columns, terms, a, rows_of_b, c, c_stride);
-  } else {
-    std::vector<Scalar> converted;
-    converted.reserve(static_cast<std::size_t>(rows * terms));
-    for (Index i = 0; i < rows; ++i)
-      for (Index t = 0; t < terms; ++t)
-        converted.push_back(static_cast<Scalar>(a.data[i * a.row_stride + t * a.column_stride]));
-    multiply<Sum::continued>(rows, columns, terms, Factor<Scalar>{converted.data(), terms, 1}, rows_of_b, c, c_stride);
-  }
-}
-
-/// c (rows, columns) += a (rows, terms) · bᵀ, where b is (columns, terms). b and c are row-major, and the rows of c are
-/// padded to whole lanes.
-template <class A, class Scalar>
-void add_product_transposed(Index rows, Index columns, Index terms, Factor<A> a, const Scalar* b, Index b_stride,
-                            Scalar* c, Index c_stride) {
-  const Index padded = whole_lanes<Scalar>(columns);
-  std::vector<Scalar> by_term(static_cast<std::size_t>(terms * padded));
-  for (Index j = 0; j < columns; ++j)
-    for (Index t = 0; t < terms; ++t) by_term[static_cast<std::size_t>(t * padded + j)] = b[j * b_stride + t];
-  add_product(rows, padded, terms, a, by_term.data(), padded, c, c_stride);
 }
 
 /// How many values a packed matrix takes.
