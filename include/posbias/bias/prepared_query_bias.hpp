@@ -32,6 +32,7 @@
 #include "posbias/bias/relative_columns.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/sums.hpp"
 #include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
@@ -312,7 +313,7 @@ class PreparedQueryBias {
           const Scalar* logits = side_by_side.row(0, query) + piece.key;
           Scalar* row = gradient.data() + query * width + piece.column;
           if (piece.same)
-            *row += static_cast<Scalar>(Eigen::Map<const Values>(logits, piece.count).template cast<double>().sum());
+            *row += static_cast<Scalar>(detail::sum_in_double(logits, piece.count));
           else
             for (Index j = 0; j < piece.count; ++j) row[j] += logits[j];
         }

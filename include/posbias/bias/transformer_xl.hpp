@@ -37,6 +37,7 @@
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/frequencies.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/sums.hpp"
 #include "posbias/kernel/workspace.hpp"
 
 namespace posbias {
@@ -249,8 +250,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
     sums.bias.resize(static_cast<std::size_t>(dim));
     sums.scaled.resize(sums.bias.size());
     for (Index o = 0; o < dim; ++o)
-      sums.bias[static_cast<std::size_t>(o)] +=
-          Eigen::Map<const Eigen::ArrayXd>(grad_r + o * stride, std::ssize(relative)).sum();
+      sums.bias[static_cast<std::size_t>(o)] += detail::sum_in_double(grad_r + o * stride, std::ssize(relative));
     const double divisor = this->parameters_.divide.divisor();
     detail::SinusoidMaker maker(frequencies_, divisor);
     detail::Workspace<Scalar> memory;
