@@ -23,7 +23,7 @@ notes = [
     "ALiBi has nothing to learn in its usual form: its backward pass is empty here and there, and not timed.",
     "bio-attention's TransformerXL makes L × L × dim projections, 2 GB at L 1024: it is timed at L 256. Hugging Face has",
     "removed Transformer-XL; the paper's formula in torch, with one projection a distance and a shift, stands for it.",
-    "FlexAttention has no backward pass on CPUs.",
+    "FlexAttention is timed forward only: its backward pass did not compile for the CPU here.",
     "DisentangledBias has no peer that is a module; RelativeAttention, edspdf's layer, has the same terms.",
 ]
 
