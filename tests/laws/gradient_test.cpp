@@ -133,14 +133,13 @@ std::vector<Direction> all_at_once(const Named<double>& zero) {
 }
 
 /// Hundreds of entries, one after another, take long: those that have as many are moved entry by entry in one scene of
-/// each way to find relative positions, and at once in all others; in builds that look for other mistakes than those of
-/// mathematics even dozens.
+/// each way to find relative positions, and at once in all others.
 std::vector<Direction> directions(const Scene& scene, const Named<double>& gradients, const Named<double>& zero) {
   std::ptrdiff_t entries = 0;
   for (const auto& [name, values] : gradients)
     entries += std::count_if(values.begin(), values.end(), [](double value) { return value != 0; });
   const bool each = scene.name == "range" || scene.name == "packed rows" || scene.name == "reals that do not repeat";
-  return entries <= (all_forms ? 150 : 10) || (all_forms && each) ? entry_by_entry(gradients, zero) : all_at_once(zero);
+  return each || entries <= 150 ? entry_by_entry(gradients, zero) : all_at_once(zero);
 }
 
 /// The sum of products of all entries.
@@ -304,9 +303,7 @@ TEST_CASE("gradients in float are those in double, rounded", "[laws][gradients]"
       for (const auto& [name, values] : single.subject->parameters())
         parameters[name] = Values(values.begin(), values.end());
       exact->set_parameters(parameters);
-      std::vector<Shape> shapes{single.small()};
-      if (all_forms) shapes.push_back(single.large());
-      for (const Shape& shape : shapes)
+      for (const Shape& shape : {single.small(), single.large()})
         for (const Scene& scene : single.scenes(shape)) {
           INFO(scene.name << ", L1 = " << shape.L1);
           Bundle<float> out = Bundle<float>::numbers(shape);
