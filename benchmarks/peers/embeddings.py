@@ -46,12 +46,17 @@ def sinusoidal_kept(threads):
     ]
 
 
-def learned_vocab(threads):
+def vocab_modules():
+    """The packages' modules over one table, and the positions of all tokens."""
     table = nn.Embedding(L, DIM)
     bio_module, x_module = bio.LearnedVocab(DIM, L), xt.AbsolutePositionalEmbedding(DIM, L)
     bio_module.emb = x_module.emb = table
     x_module.scale = 1.0
-    positions = torch.arange(L)
+    return table, bio_module, x_module, torch.arange(L)
+
+
+def learned_vocab(threads):
+    table, bio_module, x_module, positions = vocab_modules()
     peers = [
         Peer("bio-attention", lambda x: bio_module.mod_x(x)),
         Peer("x-transformers", lambda x: x + x_module(x)),
@@ -62,11 +67,7 @@ def learned_vocab(threads):
 
 
 def learned_vocab_backward(threads):
-    table = nn.Embedding(L, DIM)
-    bio_module, x_module = bio.LearnedVocab(DIM, L), xt.AbsolutePositionalEmbedding(DIM, L)
-    bio_module.emb = x_module.emb = table
-    x_module.scale = 1.0
-    positions = torch.arange(L)
+    table, bio_module, x_module, positions = vocab_modules()
     module = Module("learned_vocab", DIM, L)
     grad = torch.randn(B, L, DIM)
 
