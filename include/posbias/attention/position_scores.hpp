@@ -80,6 +80,7 @@ class PositionScores {
   void score_backward(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens,
                       const Window& window, const Scalar* grad_scores, Scalar* grad_content, double* grad_table) const {
     const Index first_row = window.begin - first(), positions = std::min(window.width, positions_ - first_row);
+    if (positions <= 0) return;  // no row is read, and there may be no table
     const Index columns = whole_lanes<Scalar>(features_);
     Workspace<Scalar> product(std::max(tokens, positions) * columns), packed(packed_size<Scalar>(tokens, features_));
     multiply<Sum::fresh>(tokens, features_, positions, Factor<Scalar>{grad_scores, window.width, 1},
