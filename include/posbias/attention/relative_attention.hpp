@@ -39,8 +39,8 @@ namespace posbias {
 /// What `RelativeAttention` returns.
 template <class Scalar, int Rank, int Layout>
 struct RelativeAttentionResult {
-  Eigen::Tensor<Scalar, Rank, Layout> pooled;
-  Eigen::Tensor<Scalar, Rank + 1, Layout> logits;
+  Eigen::Tensor<Scalar, Rank, Layout> pooled;      ///< (B, *, L1, size); nothing without values
+  Eigen::Tensor<Scalar, Rank + 1, Layout> logits;  ///< (B, *, L1, L2, heads), before mask and softmax
 };
 
 /// The layer. Parameters: "position_embedding" (n_positions, position_size), starting normal; "position_key_proj.weight"
@@ -54,13 +54,14 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   using Base = ParameterOwner<RelativeAttention, RelativeAttentionParameters<Scalar_>>;
 
  public:
-  using Scalar = Scalar_;
-  using Options = RelativeAttentionOptions;
-  using Call = RelativeAttentionCall;
+  using Scalar = Scalar_;                    ///< of its tensors and parameters
+  using Options = RelativeAttentionOptions;  ///< what it is made from
+  using Call = RelativeAttentionCall;        ///< what a call may be given
   using typename Base::Gradients;
+  /// What a call returns: of the rank and layout of the queries.
   template <class Q>
   using Result = RelativeAttentionResult<Scalar, detail::Traits<Q>::rank, detail::Traits<Q>::layout>;
-  static constexpr std::string_view name = "RelativeAttention";
+  static constexpr std::string_view name = "RelativeAttention";  ///< in messages
 
   /// Throws OptionError.
   explicit RelativeAttention(const Options& options, std::uint64_t seed = 0)
@@ -133,6 +134,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     check_writable(hook, "logits", logits, call, queries, keys, values);
     detail::RelativeAttentionForward<Scalar>(views, rows(pooled), pairs(logits)).run();
   }
+  /// The same without values: logits only, which are written.
   template <WritableTensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
   void forward(A&& logits, const Q& queries, const K& keys, const Call& call = {}) const {
     constexpr std::string_view hook = "forward";

@@ -31,6 +31,7 @@ struct RelativeAttentionCall {
   /// Relative positions, or else the positions of queries and keys for each coordinate; tokens without a position have no
   /// positional terms. Default: none, and no positional terms at all.
   RelativePositions relative_positions{};
+  /// Where queries and keys are in each coordinate, in the place of relative positions.
   std::vector<PairPositions> positions{};
   /// True where a pair has no positional terms.
   PairFlags no_position_mask{};

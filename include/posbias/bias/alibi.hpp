@@ -46,9 +46,9 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   using Base = RelativeBias<ALiBi, Scalar, Divide<Scalar>>;
 
  public:
-  using Options = ALiBiOptions;
+  using Options = ALiBiOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "ALiBi";
+  static constexpr std::string_view name = "ALiBi";  ///< in messages
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
   explicit ALiBi(const Options& options, std::uint64_t /*seed*/ = 0)
@@ -65,8 +65,8 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
     slopes_.resize(static_cast<std::size_t>(options.n_heads), 0);
   }
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }   ///< NH
 
   /// The slopes of an ALiBi with this many heads, all used.
   [[nodiscard]] static std::vector<double> get_slopes(Index heads) {
@@ -83,6 +83,7 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
 
   /// The bias (NH, i, j) of the last i of j tokens as queries, as in x-transformers and zeta.
   [[nodiscard]] auto get_bias(Index i, Index j) const { return this->bias(i, j, {.q = Positions::range(j - i)}); }
+  /// The same.
   [[nodiscard]] auto operator()(Index i, Index j) const { return get_bias(i, j); }
 
   /// The bias (heads, relative.size()) of some heads at key minus query positions.

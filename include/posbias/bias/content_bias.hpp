@@ -26,9 +26,9 @@ class ContentBias : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
 
  public:
-  using Scalar = Scalar_;
+  using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
-  static constexpr bool integers_only = false;
+  static constexpr bool integers_only = false;  ///< positions may be reals
 
   /// Adds the bias of q and k, as `mod_qkv` left them, to an additive mask (B, *, NH, L1, L2). Queries and keys without a
   /// position get none. Throws ShapeError, PositionError.
@@ -65,10 +65,12 @@ class ContentBias : public Module<Derived, Parameters> {
   template <HeadsTensor Q, class S, int Rank, int Layout, class I>
   void prepare(const Q& q, const Eigen::Tensor<S, Rank, Layout, I>&& k, const PairPositions& = {}) const& = delete;
 
+  /// Throws what `mod_mask` would, and writes nothing.
   template <class M, class Q, class K, class V>
   void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     (void)checked("mod_mask", "mask", mask, q, k, v, at);
   }
+  /// Throws what `mod_mask_backward` would, and writes nothing.
   template <class M, class GQ, class GK, class GV, class Q, class K, class V>
   void check_mod_mask_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
                                const K& k, const V& v, const PairPositions& at, const Gradients& grads) const {

@@ -155,15 +155,18 @@ class PreparedDisentangledBias {
   using PreparedTerm = PreparedQueryBias<Term>;
 
  public:
-  using Scalar = Scalar_;
-  using Gradients = RelativePositionTable<Scalar>;
-  using Content = detail::TensorView<const Scalar, 3>;
-  static constexpr detail::TileWidth tile_width = PreparedTerm::tile_width;
+  using Scalar = Scalar_;                                                    ///< of its tensors and parameters
+  using Gradients = RelativePositionTable<Scalar>;                           ///< of the parameters
+  using Content = detail::TensorView<const Scalar, 3>;                       ///< queries or keys (L, heads, H)
+  static constexpr detail::TileWidth tile_width = PreparedTerm::tile_width;  ///< which tiles it is quick on
 
+  /// What the gradients of tiles add up to, for the terms that there are.
   struct Accumulator {
-    std::optional<typename PreparedTerm::Accumulator> c2p, p2c;
+    std::optional<typename PreparedTerm::Accumulator> c2p,  ///< of content to position, if there is that term
+        p2c;                                                ///< of position to content, if there is that term
   };
 
+  /// Projects the rows of the table that are read, in tasks of the executor.
   PreparedDisentangledBias(const RelativePositionTable<Scalar>& table, const DisentangledBiasOptions& options,
                            Scalar scale, const Content& q, const Content& k, const PairLocations& at,
                            const Executor& executor) {
@@ -229,11 +232,13 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
   using Base = ContentBias<DisentangledBias, Scalar_, RelativePositionTable<Scalar_>>;
 
  public:
-  using Scalar = Scalar_;
-  using Options = DisentangledBiasOptions;
-  using Prepared = PreparedDisentangledBias<Scalar>;
-  static constexpr std::string_view name = "DisentangledBias", head_dim_option = "head_dim";
-  static constexpr bool integers_only = true, looks_at_keys = true;
+  using Scalar = Scalar_;                                       ///< of its tensors and parameters
+  using Options = DisentangledBiasOptions;                      ///< what it is made from
+  using Prepared = PreparedDisentangledBias<Scalar>;            ///< what adds itself to tiles
+  static constexpr std::string_view name = "DisentangledBias",  ///< in messages
+      head_dim_option = "head_dim";                             ///< what sets the features of a head, in messages
+  static constexpr bool integers_only = true,                   ///< positions must be integers
+      looks_at_keys = true;                                     ///< k has a gradient
 
   /// Throws OptionError.
   explicit DisentangledBias(const Options& options, std::uint64_t seed = 0) : options_(options) {
@@ -261,8 +266,8 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
 
   /// With the default in the place of a position_size that was 0.
   [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
-  [[nodiscard]] Index head_dim() const { return options_.head_dim; }
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }    ///< NH
+  [[nodiscard]] Index head_dim() const { return options_.head_dim; }  ///< H
 
   /// What `mod_mask` adds. Refers to this module, to q and to k.
   template <TensorOf<Scalar, 3> Q, TensorOf<Scalar, 3> K>

@@ -45,16 +45,16 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
   using Base = RelativeBias<DynamicPositionBias, Scalar, PositionMlp<Scalar>>;
 
  public:
-  using Options = DynamicPositionBiasOptions;
+  using Options = DynamicPositionBiasOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "DynamicPositionBias";
+  static constexpr std::string_view name = "DynamicPositionBias";  ///< in messages
 
   /// Throws OptionError.
   explicit DynamicPositionBias(const Options& options, std::uint64_t seed = 0)
       : Base(PositionMlp<Scalar>(name, checked(options), seed)), options_(options) {}
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }   ///< NH
 
   /// The bias (heads, relative.size()) of some heads at key minus query positions.
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values,

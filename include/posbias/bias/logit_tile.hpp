@@ -20,10 +20,17 @@ enum class Onto { logits, zeros };
 /// keys); `data` is the first of them, strides count elements.
 template <class Scalar>
 struct LogitTile {
-  Scalar* data;
-  Index head_stride, query_stride, key_stride;
-  Index batch;
-  Index head, heads, query, queries, key, keys;
+  Scalar* data;       ///< the first logit
+  Index head_stride,  ///< from one head to the next
+      query_stride,   ///< from one query to the next
+      key_stride;     ///< from one key to the next
+  Index batch;        ///< which batch entry
+  Index head,         ///< the first head
+      heads,          ///< how many
+      query,          ///< the first query
+      queries,        ///< how many
+      key,            ///< the first key
+      keys;           ///< how many
 
   /// The row of logits of one head and query, both counted within the tile.
   [[nodiscard]] Scalar* row(Index h, Index i) const { return data + h * head_stride + i * query_stride; }

@@ -63,16 +63,19 @@ class PreparedQueryBias {
   };
 
  public:
-  using Scalar = typename Bias::Scalar;
-  using Gradients = typename Bias::Gradients;
-  static constexpr detail::TileWidth tile_width = detail::TileWidth::whole_rows;
+  using Scalar = typename Bias::Scalar;                                           ///< of its tensors and parameters
+  using Gradients = typename Bias::Gradients;                                     ///< of the parameters
+  static constexpr detail::TileWidth tile_width = detail::TileWidth::whole_rows;  ///< which tiles it is quick on
 
   /// What the gradients of tiles add up to, in double from 32 queries to the next, and where those of the queries go.
   struct Accumulator {
+    /// The gradient of each column, of r as it was projected.
     ColumnSums columns;
-    std::vector<double> offsets;  // (NH, H)
-    std::vector<RowsOfR> r;       // of each head, from its first tile on
+    std::vector<double> offsets;  ///< (NH, H)
+    std::vector<RowsOfR> r;       ///< of each head, from its first tile on
+    /// Gradients of what the projection reads.
     typename Bias::ProjectionSums sums;
+    /// Where gradients of the queries are added.
     detail::TensorView<Scalar, 3> grad_q;
   };
 

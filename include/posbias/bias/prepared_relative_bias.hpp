@@ -26,15 +26,16 @@ namespace posbias {
 template <class Bias>
 class PreparedRelativeBias {
  public:
-  using Scalar = typename Bias::Scalar;
-  using Gradients = typename Bias::Gradients;
+  using Scalar = typename Bias::Scalar;        ///< of its tensors and parameters
+  using Gradients = typename Bias::Gradients;  ///< of the parameters
 
   /// What the gradients of tiles add up to, in double, before it becomes gradients of the module's parameters.
   struct Accumulator {
-    std::vector<double> sums;  // one for each value of the table; without a table, for each value of the parameters
-    Gradients row;             // workspace without a table, zero between rows
+    std::vector<double> sums;  ///< one for each value of the table; without a table, for each value of the parameters
+    Gradients row;             ///< workspace without a table, zero between rows
   };
 
+  /// Evaluates the module once for each column, in tasks of the executor.
   PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor)
       : bias_(&bias), executor_(executor), columns_(std::move(at)) {
     if (!tabulated()) return;
@@ -42,7 +43,8 @@ class PreparedRelativeBias {
     bias_->evaluate_all_heads(columns_.relative(), table_.data(), executor_);
   }
 
-  static constexpr detail::TileWidth tile_width = detail::TileWidth::narrow_if_column_major;
+  static constexpr detail::TileWidth tile_width =
+      detail::TileWidth::narrow_if_column_major;  ///< which tiles it is quick on
 
   /// One value per head and column.
   [[nodiscard]] bool tabulated() const { return columns_.numbered(); }

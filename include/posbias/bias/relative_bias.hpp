@@ -32,10 +32,10 @@ class RelativeBias : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
 
  public:
-  using Scalar = Scalar_;
+  using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
-  using Prepared = PreparedRelativeBias<Derived>;
-  static constexpr bool integers_only = false;
+  using Prepared = PreparedRelativeBias<Derived>;  ///< what adds itself to tiles
+  static constexpr bool integers_only = false;     ///< positions may be reals
 
   /// Adds the bias to an additive mask (B, *, NH, L1, L2). Queries and keys without a position get none. Cost: one
   /// pass over the mask, and one evaluation a head for each distinct relative position: L1+L2-1 at consecutive ones.
@@ -124,6 +124,7 @@ class RelativeBias : public Module<Derived, Parameters> {
     else
       derived().evaluate(relative, 0, heads, values);
   }
+  /// Adjoint of `evaluate_all_heads`: adds to `grads`.
   void evaluate_all_heads_backward(std::span<const double> relative, const double* grad_values, Gradients& grads,
                                    const Executor& executor) const {
     const Index heads = derived().n_heads();
@@ -133,11 +134,13 @@ class RelativeBias : public Module<Derived, Parameters> {
       derived().evaluate_backward(relative, 0, heads, grad_values, grads);
   }
 
+  /// Throws what `mod_mask` would, and writes nothing.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
     (void)checked("mod_mask", "mask", detail::view<3>(mask), at);
   }
+  /// Throws what `mod_mask_backward` would, and writes nothing.
   template <TensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
             HeadsTensor V>
   void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,

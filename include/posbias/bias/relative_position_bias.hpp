@@ -34,6 +34,7 @@ template <class Scalar>
 struct BucketWeights {
   ParameterTensor<Scalar, 2> weight;  ///< (num_buckets, NH)
 
+  /// Shows each parameter to `visitor(name, tensor)`.
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     visitor("relative_attention_bias.weight", self.weight);
@@ -47,10 +48,10 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
   using Base = RelativeBias<RelativePositionBias, Scalar, BucketWeights<Scalar>>;
 
  public:
-  using Options = RelativePositionBiasOptions;
+  using Options = RelativePositionBiasOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "RelativePositionBias";
-  static constexpr bool integers_only = true;
+  static constexpr std::string_view name = "RelativePositionBias";  ///< in messages
+  static constexpr bool integers_only = true;                       ///< positions must be integers
 
   /// Throws OptionError.
   explicit RelativePositionBias(const Options& options, std::uint64_t seed = 0)
@@ -61,8 +62,8 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
     detail::fill_normal(this->parameters_.weight, random);
   }
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }   ///< NH
 
   /// The bias (1, NH, q_len, k_len) of queries at step, step + 1, ..., as in zeta.
   [[nodiscard]] auto compute_bias(Index q_len, Index k_len, Index step = 0) const {

@@ -62,12 +62,13 @@ struct TransformerXLOptions {
 /// What Transformer-XL learns.
 template <class Scalar>
 struct TransformerXLParameters {
-  Divide<Scalar> divide;
-  ParameterTensor<Scalar, 2> bias_r_w{};             // u: (NH, H)
-  ParameterTensor<Scalar, 2> bias_r_r{};             // v: (NH, H)
-  ParameterTensor<Scalar, 2> weight{};               // (dim, dim)
-  std::optional<ParameterTensor<Scalar, 1>> bias{};  // (dim)
+  Divide<Scalar> divide;                             ///< "div", if it is learned
+  ParameterTensor<Scalar, 2> bias_r_w{};             ///< u: (NH, H)
+  ParameterTensor<Scalar, 2> bias_r_r{};             ///< v: (NH, H)
+  ParameterTensor<Scalar, 2> weight{};               ///< (dim, dim)
+  std::optional<ParameterTensor<Scalar, 1>> bias{};  ///< (dim)
 
+  /// Shows each parameter to `visitor(name, tensor)`.
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     Divide<Scalar>::visit(self.divide, visitor);
@@ -86,13 +87,14 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   using Base = ContentBias<TransformerXL, Scalar_, TransformerXLParameters<Scalar_>>;
 
  public:
-  using Scalar = Scalar_;
-  using Options = TransformerXLOptions;
+  using Scalar = Scalar_;                ///< of its tensors and parameters
+  using Options = TransformerXLOptions;  ///< what it is made from
   using typename Base::Gradients;
-  using Prepared = PreparedQueryBias<TransformerXL>;
-  static constexpr std::string_view name = "TransformerXL", head_dim_option = "dim / n_heads";
-  static constexpr bool looks_at_keys = false;
-  static constexpr QKVChanges changes{.k = false, .v = false};
+  using Prepared = PreparedQueryBias<TransformerXL>;            ///< what adds itself to tiles
+  static constexpr std::string_view name = "TransformerXL",     ///< in messages
+      head_dim_option = "dim / n_heads";                        ///< what sets the features of a head, in messages
+  static constexpr bool looks_at_keys = false;                  ///< k has no gradient
+  static constexpr QKVChanges changes{.k = false, .v = false};  ///< q
 
   /// Throws OptionError.
   explicit TransformerXL(const Options& options, std::uint64_t seed = 0) : options_(options) {
@@ -120,9 +122,9 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
     }
   }
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index n_heads() const { return options_.n_heads; }
-  [[nodiscard]] Index head_dim() const { return options_.dim / options_.n_heads; }
+  [[nodiscard]] const Options& options() const { return options_; }                 ///< with defaults filled in
+  [[nodiscard]] Index n_heads() const { return options_.n_heads; }                  ///< NH
+  [[nodiscard]] Index head_dim() const { return options_.dim / options_.n_heads; }  ///< H
 
   /// q += u, of every query, with a position or without. Throws ShapeError.
   template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
@@ -153,6 +155,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
     add_u(detail::view<3>(q), -1, at.executor);
   }
 
+  /// Throws what `mod_qkv` would, and writes nothing.
   template <class Q, class K, class V>
   void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& = {}) const {
     this->check_queries("mod_qkv", q, k, v);
@@ -160,6 +163,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
       detail::fail<ShapeError>(name, "::mod_qkv: q shares memory with ", detail::overlap(q, k) ? "k" : "v",
                                "; only q is to change");
   }
+  /// Throws what `mod_qkv_backward` would, and writes nothing.
   template <class GQ, class GK, class GV, class Q, class K, class V>
   void check_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
                               const PairPositions&, const Gradients& grads) const {
@@ -236,9 +240,10 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
 
   /// Gradients of what `project` reads, in double.
   struct ProjectionSums {
-    std::vector<double> sine_weights, cosine_weights;  // (dim, frequencies), rows padded
-    std::vector<double> bias;                          // (dim)
-    std::vector<double> scaled;                        // (dim), gradient times angle, for the divisor
+    std::vector<double> sine_weights,  ///< (dim, frequencies), rows padded
+        cosine_weights;                ///< the same
+    std::vector<double> bias;          ///< (dim)
+    std::vector<double> scaled;        ///< (dim), gradient times angle, for the divisor
   };
 
   /// Adjoint of `project`. Sums run in Scalar over 128 distances at most, and in double from there on.

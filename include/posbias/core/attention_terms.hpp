@@ -15,9 +15,11 @@ using enum AttentionTerm;
 class AttentionTerms {
  public:
   constexpr AttentionTerms() = default;
+  /// Of the terms in a list, in any order.
   constexpr AttentionTerms(std::initializer_list<AttentionTerm> terms) {
     for (const AttentionTerm term : terms) terms_ |= bit(term);
   }
+  /// Whether a term is among them.
   [[nodiscard]] constexpr bool contains(AttentionTerm term) const { return (terms_ & bit(term)) != 0; }
 
  private:

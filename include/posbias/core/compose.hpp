@@ -122,20 +122,23 @@ class PreparedCompose {
 template <class... Modules>
 class Compose : public Module<Compose<Modules...>> {
  public:
-  static constexpr std::string_view name = "Compose";
+  static constexpr std::string_view name = "Compose";  ///< in messages
+  /// What any of the modules may change.
   static constexpr QKVChanges changes{(detail::changes_of<Modules>.q || ...), (detail::changes_of<Modules>.k || ...),
                                       (detail::changes_of<Modules>.v || ...)};
 
   /// Those of the modules, in order.
   struct Gradients {
-    std::tuple<typename Modules::Gradients...> parts;
+    std::tuple<typename Modules::Gradients...> parts;  ///< in the order of the modules
 
+    /// Shows each parameter to `visitor(name, tensor)`.
     template <class Self, class Visitor>
     static void visit(Self& self, Visitor& visitor) {
       detail::visit_parts(self.parts, visitor);
     }
   };
 
+  /// Takes the modules, in the order in which they modify.
   explicit Compose(Modules... modules) : modules_(std::move(modules)...) {}
 
   /// The module at place I, counted from 0.
@@ -143,6 +146,7 @@ class Compose : public Module<Compose<Modules...>> {
   [[nodiscard]] auto& get() {
     return std::get<I>(modules_);
   }
+  /// The same, to be read.
   template <std::size_t I>
   [[nodiscard]] const auto& get() const {
     return std::get<I>(modules_);
@@ -155,6 +159,7 @@ class Compose : public Module<Compose<Modules...>> {
     for_each([&](auto i) { get<i>().mod_x(x, at); });
   }
 
+  /// As `mod_qkv` of the first module, then of the next.
   template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   requires detail::HeadsOfAll<Q, K, V, Modules...>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
@@ -200,6 +205,7 @@ class Compose : public Module<Compose<Modules...>> {
     }
   }
 
+  /// Adjoint of `mod_mask`: every module adds to grad_q, grad_k and grad_v, and to its own gradients.
   template <LogitsTensor GM, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
             HeadsTensor V>
   void mod_mask_backward(GM&& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
@@ -227,21 +233,26 @@ class Compose : public Module<Compose<Modules...>> {
   void check_mod_x(auto&& x, const TokenPositions& at = {}) const {
     for_each_derived([&](auto i) { get<i>().check_mod_x(x, at); });
   }
+  /// Throws what `mod_qkv` would, and writes nothing.
   void check_mod_qkv(auto&& q, auto&& k, auto&& v, const PairPositions& at = {}) const {
     for_each_derived([&](auto i) { get<i>().check_mod_qkv(q, k, v, at); });
   }
+  /// Throws what `mod_mask` would, and writes nothing.
   void check_mod_mask(auto&& mask, const auto& q, const auto& k, const auto& v, const PairPositions& at = {}) const {
     for_each_derived([&](auto i) { get<i>().check_mod_mask(mask, q, k, v, at); });
   }
+  /// Throws what `mod_x_backward` would, and writes nothing.
   void check_mod_x_backward(auto&& grad_x, const TokenPositions& at, const Gradients& grads) const {
     for_each_derived([&](auto i) { get<i>().check_mod_x_backward(grad_x, at, std::get<i>(grads.parts)); });
   }
+  /// Throws what `mod_qkv_backward` would, and writes nothing.
   void check_mod_qkv_backward(auto&& grad_q, auto&& grad_k, auto&& grad_v, const auto& q, const auto& k, const auto& v,
                               const PairPositions& at, const Gradients& grads) const {
     for_each_derived([&](auto i) {
       get<i>().check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, std::get<i>(grads.parts));
     });
   }
+  /// Throws what `mod_mask_backward` would, and writes nothing.
   void check_mod_mask_backward(auto&& grad_mask, auto&& grad_q, auto&& grad_k, auto&& grad_v, const auto& q,
                                const auto& k, const auto& v, const PairPositions& at, const Gradients& grads) const {
     for_each_derived([&](auto i) {
@@ -261,6 +272,7 @@ class Compose : public Module<Compose<Modules...>> {
     return std::apply([](const auto&... module) { return Gradients{{module.zero_gradients()...}}; }, modules_);
   }
 
+  /// Throws ShapeError unless the gradients are those of these modules.
   void check_gradients(std::string_view hook, const Gradients& grads) const {
     for_each_derived([&](auto i) { get<i>().check_gradients(hook, std::get<i>(grads.parts)); });
   }

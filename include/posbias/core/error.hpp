@@ -32,7 +32,9 @@ class Error {
 
  protected:
   Error() = default;
+  /// Copies nothing: there is only the tag.
   Error(const Error&) = default;
+  /// The same.
   Error& operator=(const Error&) = default;
   ~Error() = default;
 };

@@ -97,7 +97,9 @@ concept DerivesFromModule = requires(const M& m) {
 /// Which of q, k and v a module's own `mod_qkv` may change. A module says so with `static constexpr QKVChanges changes`,
 /// or all are taken to change.
 struct QKVChanges {
-  bool q = true, k = true, v = true;
+  bool q = true,  ///< q may change
+      k = true,   ///< k may change
+      v = true;   ///< v may change
 };
 
 namespace detail {
@@ -117,11 +119,15 @@ inline constexpr QKVChanges changes_of = [] {
 /// A module that leaves logits alone, prepared: there is nothing to add to a tile, and nothing to sum up.
 struct NothingPrepared {
   struct Accumulator {};
+  /// Adds nothing.
   void add_to(const auto& /*tile*/) const {}
-  [[nodiscard]] bool heads_are_independent() const { return true; }
-  [[nodiscard]] bool accumulates() const { return false; }
+  [[nodiscard]] bool heads_are_independent() const { return true; }  ///< they are
+  [[nodiscard]] bool accumulates() const { return false; }           ///< it does not
+  /// Nothing to add up.
   [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return {}; }
+  /// Leaves gradients of tiles alone.
   void accumulate(const auto& /*tile*/, Accumulator&) const {}
+  /// Adds nothing to gradients.
   void finish(const Accumulator&, auto& /*grads*/) const {}
 };
 
@@ -208,10 +214,15 @@ class Module : public ParameterOwner<Derived, Parameters> {
   /// of its modules before the first of them writes; so a hook that can throw needs its check, or others may have
   /// written before it does.
   void check_mod_x(const auto&...) const {}
+  /// Throws what `mod_qkv` would, and writes nothing.
   void check_mod_qkv(const auto&...) const {}
+  /// Throws what `mod_mask` would, and writes nothing.
   void check_mod_mask(const auto&...) const {}
+  /// Throws what `mod_x_backward` would, and writes nothing.
   void check_mod_x_backward(const auto&...) const {}
+  /// Throws what `mod_qkv_backward` would, and writes nothing.
   void check_mod_qkv_backward(const auto&...) const {}
+  /// Throws what `mod_mask_backward` would, and writes nothing.
   void check_mod_mask_backward(const auto&...) const {}
 
   /// Turns q, k and v back into what `mod_qkv(q, k, v, at)` was given, up to rounding: from the outputs of all its
@@ -219,6 +230,7 @@ class Module : public ParameterOwner<Derived, Parameters> {
   void undo_mod_qkv(const auto&...) const requires detail::leaves_qkv_alone<Derived> {}
 
  protected:
+  /// This object, as the module that derives from it.
   using Owner::derived;
   using Owner::Owner;
 };
@@ -226,7 +238,7 @@ class Module : public ParameterOwner<Derived, Parameters> {
 /// No positional information: every hook is the identity.
 class Identity : public Module<Identity> {
  public:
-  static constexpr std::string_view name = "Identity";
+  static constexpr std::string_view name = "Identity";  ///< in messages
 };
 
 /// What a transformer may ask of a module for tensors of `Scalar`.

@@ -47,6 +47,7 @@ class OptionalTensor {
   /// None.
   OptionalTensor() = default;
 
+  /// Refers to a tensor of rank 1 or more, in either layout, which must outlive it.
   template <TensorLike T>
   requires(TensorOf<T, Scalars, 1> || ...) OptionalTensor(const T& tensor) {
     const auto view = detail::view<0>(tensor);
@@ -56,7 +57,7 @@ class OptionalTensor {
   template <class S, int Rank, int Layout, class I>
   OptionalTensor(const Eigen::Tensor<S, Rank, Layout, I>&& temporary) = delete;
 
-  [[nodiscard]] bool given() const { return view_.given(); }
+  [[nodiscard]] bool given() const { return view_.given(); }  ///< whether there is a tensor
 
   /// Calls `visit(view)` with the entries as a `detail::TensorView<const Scalar, 0>`, if there is a tensor.
   template <class Visit>

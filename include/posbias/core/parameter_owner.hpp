@@ -78,11 +78,13 @@ class ParameterOwner {
 
  protected:
   ParameterOwner() = default;
+  /// Takes the parameters as they start.
   explicit ParameterOwner(Parameters parameters) : parameters_(std::move(parameters)) {}
 
+  /// This object, as the class that derives from it.
   [[nodiscard]] const Derived& derived() const { return static_cast<const Derived&>(*this); }
 
-  Parameters parameters_;
+  Parameters parameters_;  ///< what is learned
 };
 
 }  // namespace posbias

@@ -32,6 +32,7 @@ void for_each_parameter(Owner&& owner, Visitor&& visit) {
 
 /// The parameters of a module that has none.
 struct NoParameters {
+  /// There is nothing to show.
   template <class Self, class Visitor>
   static void visit(Self&, Visitor&) {}
 };

@@ -117,6 +117,7 @@ class Flags {
   /// "Not given": all true.
   Flags() = default;
 
+  /// Explicit flags: rank 1 for the whole batch, or (B, *, L).
   template <TensorOf<bool, 1> T>
   Flags(const T& tensor) : given_(true), values_(static_cast<std::size_t>(tensor.size())) {
     const auto tokens = detail::view<1>(tensor);
@@ -192,6 +193,7 @@ class TokenLocations {
   [[nodiscard]] Index count() const { return count_; }
   /// One row of positions for the whole batch.
   [[nodiscard]] bool shared() const { return positions_.leading_.rank == 0; }
+  /// Rows of positions: one, or one a batch entry.
   [[nodiscard]] Index rows() const { return shared() ? 1 : positions_.leading_.count(); }
   /// All positions are integers.
   [[nodiscard]] bool integral() const { return positions_.reals_.empty(); }
@@ -251,6 +253,7 @@ class TokenLocations {
 /// Flags checked against the tensor they belong to; refers to the `Flags` it was made from.
 class TokenFlags {
  public:
+  /// Throws ShapeError.
   TokenFlags(std::string_view module, std::string_view hook, const Flags& flags, const detail::Leading& leading,
              Index tokens)
       : flags_(&flags), first_(tokens - flags.count_) {
@@ -264,6 +267,7 @@ class TokenFlags {
   /// True if every flag is, because none were given.
   [[nodiscard]] bool all() const { return !flags_->given_; }
 
+  /// The flag of a token of batch entry n; true where there is none.
   [[nodiscard]] bool operator()(Index n, Index token) const {
     if (token < first_ || all()) return true;
     const Index row = flags_->leading_.rank == 0 ? 0 : n;
@@ -277,6 +281,7 @@ class TokenFlags {
 
 /// Positions of the queries and of the keys of one attention, checked.
 struct PairLocations {
+  /// Throws ShapeError, PositionError.
   PairLocations(std::string_view module, std::string_view hook, const PairPositions& at, const detail::Leading& leading,
                 Index queries, Index keys)
       : q(module, hook, at.q_k.given() ? "q_k" : "q", at.q_k.given() ? at.q_k : at.q, leading, queries),
@@ -298,7 +303,8 @@ struct PairLocations {
     k.require_integers(module, hook, at.q_k.given() ? "q_k" : "k");
   }
 
-  TokenLocations q, k;
+  TokenLocations q,  ///< of the queries
+      k;             ///< of the keys
 };
 
 namespace detail {

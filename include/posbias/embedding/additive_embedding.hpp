@@ -34,7 +34,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
 
  public:
-  using Scalar = Scalar_;
+  using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
 
   /// x (B, *, L, H = dim) += rows of its positions. Tokens without a position, or whose flag is false, stay as they
@@ -75,20 +75,24 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       backward_in_parts(tokens, add, at.executor, grads);
   }
 
+  /// Throws what `mod_x` would, and writes nothing.
   template <WritableTensorOf<Scalar, 2> X>
   void check_mod_x(X&& x, const TokenPositions& at = {}) const {
     (void)Tokens<Scalar>("mod_x", "x", detail::view<2>(x), at, derived());
   }
+  /// Throws what `mod_x_backward` would, and writes nothing.
   template <TensorOf<Scalar, 2> G>
   void check_mod_x_backward(const G& grad_x, const TokenPositions& at, const Gradients& grads) const {
     (void)Tokens<const Scalar>("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
   }
 
+  /// Throws PositionError where a module cannot embed the positions; a module that is particular has its own.
   void check_positions(std::string_view /*hook*/, const TokenLocations&) const {}
 
  protected:
   using Base::Base;
+  /// This object, as the module that derives from it.
   using Base::derived;
 
  private:

@@ -37,9 +37,9 @@ class LearnedContinuous : public AdditiveEmbedding<LearnedContinuous<Scalar>, Sc
   using Base = AdditiveEmbedding<LearnedContinuous, Scalar, PositionMlp<Scalar>>;
 
  public:
-  using Options = LearnedContinuousOptions;
+  using Options = LearnedContinuousOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "LearnedContinuous";
+  static constexpr std::string_view name = "LearnedContinuous";  ///< in messages
 
   /// Throws OptionError.
   explicit LearnedContinuous(const Options& options, std::uint64_t seed = 0)
@@ -52,8 +52,8 @@ class LearnedContinuous : public AdditiveEmbedding<LearnedContinuous<Scalar>, Sc
                                  seed)),
         options_(options) {}
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index dim() const { return options_.dim; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
+  [[nodiscard]] Index dim() const { return options_.dim; }           ///< features of a token, H
 
   /// Computes the rows that are added to tokens at these positions.
   [[nodiscard]] auto rows() const {

@@ -37,6 +37,7 @@ template <class Scalar>
 struct PositionTable {
   ParameterTensor<Scalar, 2> weight;  ///< (max_seq_len, dim)
 
+  /// Shows each parameter to `visitor(name, tensor)`.
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     visitor("emb.weight", self.weight);
@@ -50,9 +51,9 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
   using Base = AdditiveEmbedding<LearnedVocab, Scalar, PositionTable<Scalar>>;
 
  public:
-  using Options = LearnedVocabOptions;
+  using Options = LearnedVocabOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "LearnedVocab";
+  static constexpr std::string_view name = "LearnedVocab";  ///< in messages
 
   /// Throws OptionError.
   explicit LearnedVocab(const Options& options, std::uint64_t seed = 0) : options_(options) {
@@ -67,8 +68,8 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
     detail::fill_normal(this->parameters_.weight, random);
   }
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index dim() const { return options_.dim; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
+  [[nodiscard]] Index dim() const { return options_.dim; }           ///< features of a token, H
 
   /// Finds the rows of positions, which are integers in [0, max_seq_len).
   [[nodiscard]] auto rows() const {
@@ -107,6 +108,7 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
     };
   }
 
+  /// Throws PositionError unless every position is an integer with a row in the table.
   void check_positions(std::string_view hook, const TokenLocations& at) const {
     at.require_ids(name, hook, "pos", options_.max_seq_len);
   }

@@ -43,9 +43,9 @@ class Sinusoidal : public AdditiveEmbedding<Sinusoidal<Scalar>, Scalar, Divide<S
   using Base = AdditiveEmbedding<Sinusoidal, Scalar, Divide<Scalar>>;
 
  public:
-  using Options = SinusoidalOptions;
+  using Options = SinusoidalOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "Sinusoidal";
+  static constexpr std::string_view name = "Sinusoidal";  ///< in messages
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
   explicit Sinusoidal(const Options& options, std::uint64_t /*seed*/ = 0)
@@ -54,8 +54,8 @@ class Sinusoidal : public AdditiveEmbedding<Sinusoidal<Scalar>, Scalar, Divide<S
         sinusoids_(detail::inverse_frequencies(options.dim / 2, options.dim, 10000), this->parameters_.divisor(),
                    options.layout) {}
 
-  [[nodiscard]] const Options& options() const { return options_; }
-  [[nodiscard]] Index dim() const { return options_.dim; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
+  [[nodiscard]] Index dim() const { return options_.dim; }           ///< features of a token, H
 
   /// Makes the sines and cosines of positions 0 .. length - 1 ahead: (length, dim) scalars, which copies share. Results
   /// stay the same bits. With a learned divisor the table is of use until the divisor changes. Throws OptionError.

@@ -84,11 +84,16 @@ class SafeTensors {
 
   /// All tensors, in order of offset.
   [[nodiscard]] const std::vector<SafeTensorsEntry>& entries() const { return entries_; }
+  /// The texts that are kept beside the tensors.
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  /// Whether a tensor has this name.
   [[nodiscard]] bool contains(std::string_view name) const { return by_name_.find(name) != by_name_.end(); }
+  /// The shape of a tensor. Throws FormatError if there is none of this name; so do the next.
   [[nodiscard]] const std::vector<Index>& shape(std::string_view name) const { return entry(name).shape; }
+  /// What its values are stored as: "F32", "BF16", "I64", "BOOL", ...
   [[nodiscard]] std::string_view dtype(std::string_view name) const { return entry(name).dtype; }
 
+  /// Where and what a tensor is.
   [[nodiscard]] const SafeTensorsEntry& entry(std::string_view name) const {
     const auto found = by_name_.find(name);
     if (found == by_name_.end()) detail::fail<FormatError>("SafeTensors: no tensor is named ", detail::shown(name));
@@ -205,6 +210,7 @@ class SafeTensorsWriter {
     items_.emplace(name, std::move(item));
   }
 
+  /// Keeps a text beside the tensors. Throws FormatError if there is one of this key.
   void add_metadata(std::string_view key, std::string_view value) {
     if (!metadata_.emplace(key, value).second)
       detail::fail<FormatError>("SafeTensorsWriter::add_metadata: the key ", detail::shown(key), " is taken");

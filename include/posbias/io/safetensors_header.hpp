@@ -37,7 +37,7 @@ namespace posbias::io {
 
 /// One tensor of a file, as the header describes it; all of it checked.
 struct SafeTensorsEntry {
-  std::string name;
+  std::string name;          ///< as in the state dict
   std::string_view dtype;    ///< the format's own name: "F32", "BF16", "BOOL" ...
   std::vector<Index> shape;  ///< empty for a scalar
   std::uint64_t begin = 0;   ///< first byte, counted from the end of the header

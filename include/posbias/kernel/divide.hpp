@@ -39,13 +39,14 @@ class Divide {
     return div_ ? std::max(std::exp(static_cast<double>((*div_)())), smallest) : constant_;
   }
 
-  [[nodiscard]] bool learned() const { return div_.has_value(); }
+  [[nodiscard]] bool learned() const { return div_.has_value(); }  ///< or constant
 
   /// Adds the gradient of "div" to `gradients`, given the sum of g·y over all positions.
   void backward(double sum_of_gradient_times_scaled, Divide& gradients) const {
     if (div_ && !clamped()) (*gradients.div_)() -= static_cast<Scalar>(sum_of_gradient_times_scaled);
   }
 
+  /// Shows each parameter to `visitor(name, tensor)`.
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     if (self.div_) visitor("div", *self.div_);

@@ -27,8 +27,8 @@ struct Linear {
   ParameterTensor<Scalar, 2> weight{};  ///< (outputs, inputs)
   ParameterTensor<Scalar, 1> bias{};    ///< (outputs)
 
-  [[nodiscard]] Index outputs() const { return weight.dimension(0); }
-  [[nodiscard]] Index inputs() const { return weight.dimension(1); }
+  [[nodiscard]] Index outputs() const { return weight.dimension(0); }  ///< features of a result
+  [[nodiscard]] Index inputs() const { return weight.dimension(1); }   ///< features of what it maps
 
   /// Weights and bias start uniform in ±1/sqrt(inputs).
   void start(Index inputs, Index outputs, detail::Random& random) {
@@ -39,6 +39,7 @@ struct Linear {
     detail::fill_uniform(bias, bound, random);
   }
 
+  /// Shows the parameters to a visitor, as `name` + ".weight" and `name` + ".bias".
   template <class Self, class Visitor>
   static void visit(const std::string& name, Self& self, Visitor& visitor) {
     visitor(std::string_view(name + ".weight"), self.weight);

@@ -93,6 +93,7 @@ class PositionMlp {
   /// Ready for the gradients of features [first, first + count).
   [[nodiscard]] Adjoint adjoint(Index first, Index count) const { return Adjoint(*this, first, count); }
 
+  /// Shows each parameter to `visitor(name, tensor)`.
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     Divide<Scalar>::visit(self.divide_, visitor);

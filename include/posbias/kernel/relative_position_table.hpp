@@ -27,10 +27,10 @@ struct GroupedLinear {
   ParameterTensor<Scalar, 3> weight{};  ///< (groups, inputs / groups, outputs / groups)
   ParameterTensor<Scalar, 2> bias{};    ///< (groups, outputs / groups)
 
-  [[nodiscard]] Index groups() const { return weight.dimension(0); }
+  [[nodiscard]] Index groups() const { return weight.dimension(0); }  ///< groups of features, each mapped by itself
   /// Of a group.
   [[nodiscard]] Index inputs() const { return weight.dimension(1); }
-  [[nodiscard]] Index outputs() const { return weight.dimension(2); }
+  [[nodiscard]] Index outputs() const { return weight.dimension(2); }  ///< features of a group's result
 
   /// Weights start uniform in ±1/sqrt(inputs / groups), the bias at 0. `inputs` and `outputs` are of all groups.
   void start(Index groups, Index inputs, Index outputs, detail::Random& random) {
@@ -40,6 +40,7 @@ struct GroupedLinear {
     std::fill_n(bias.data(), bias.size(), Scalar(0));
   }
 
+  /// Shows the parameters to a visitor, as `name` + ".weight" and `name` + ".bias".
   template <class Self, class Visitor>
   static void visit(const std::string& name, Self& self, Visitor& visitor) {
     visitor(std::string_view(name + ".weight"), self.weight);
@@ -137,8 +138,11 @@ struct RelativePositionTable {
 
   /// What a table consists of.
   struct Sizes {
-    Index positions, position_size, groups, outputs;
-    bool same_projections;
+    Index positions,        ///< rows of the table
+        position_size,      ///< features of a row
+        groups,             ///< of features, each mapped by itself
+        outputs;            ///< features that a row is projected to
+    bool same_projections;  ///< to queries as to keys
   };
 
   /// The embedding starts normal, projections as `GroupedLinear` does.
@@ -149,7 +153,7 @@ struct RelativePositionTable {
     if (!sizes.same_projections) query.emplace().start(sizes.groups, sizes.position_size, sizes.outputs, random);
   }
 
-  [[nodiscard]] Index positions() const { return embedding.dimension(0); }
+  [[nodiscard]] Index positions() const { return embedding.dimension(0); }  ///< rows of the table
   /// Features of a projected position, of all groups.
   [[nodiscard]] Index outputs() const { return key.groups() * key.outputs(); }
 
@@ -166,6 +170,7 @@ struct RelativePositionTable {
                   learn_embedding ? &grads.embedding : nullptr, executor);
   }
 
+  /// Shows each parameter to `visitor(name, tensor)`.
   template <class Self, class Visitor>
   static void visit(Self& self, Visitor& visitor) {
     visitor(std::string_view("position_embedding"), self.embedding);

@@ -70,11 +70,11 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   using Base = Module<Rotary, Divide<Scalar_>>;
 
  public:
-  using Scalar = Scalar_;
-  using Options = RotaryOptions;
+  using Scalar = Scalar_;         ///< of its tensors and parameters
+  using Options = RotaryOptions;  ///< what it is made from
   using typename Base::Gradients;
-  static constexpr std::string_view name = "Rotary";
-  static constexpr QKVChanges changes{.v = false};
+  static constexpr std::string_view name = "Rotary";  ///< in messages
+  static constexpr QKVChanges changes{.v = false};    ///< q and k
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
   explicit Rotary(const Options& options, std::uint64_t /*seed*/ = 0)
@@ -83,7 +83,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
         sinusoids_(detail::inverse_frequencies(options_.n_dims / 2, width(), options_.base),
                    this->parameters_.divisor(), SinusoidLayout::half) {}
 
-  [[nodiscard]] const Options& options() const { return options_; }
+  [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
 
   /// Makes the sines and cosines of positions 0 .. length - 1 ahead: (length, n_dims) scalars, which copies share.
   /// Results stay the same bits. With a learned divisor the table is of use until the divisor changes. Throws
@@ -109,10 +109,12 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     for (std::size_t i = 0; i < grad_sides.size(); ++i) backward(grad_sides[i], values[i], find, at.executor, grads);
   }
 
+  /// Throws what `mod_qkv` would, and writes nothing.
   template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
   void check_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     (void)sides("mod_qkv", q, k, v, at);
   }
+  /// Throws what `mod_qkv_backward` would, and writes nothing.
   template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK, HeadsTensor GV, TensorOf<Scalar, 3> Q,
             TensorOf<Scalar, 3> K, HeadsTensor V>
   void check_mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
