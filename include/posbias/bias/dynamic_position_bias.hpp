@@ -87,7 +87,7 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
 
   static std::vector<double> query_minus_key(std::span<const double> relative) {
     std::vector<double> result(relative.size());
-    std::transform(relative.begin(), relative.end(), result.begin(), std::negate());
+    std::transform(relative.begin(), relative.end(), result.begin(), std::negate<>());
     return result;
   }
 

@@ -93,7 +93,10 @@ class GradientRows {
         Scalar* to = rows_.data() + i * stride_ + j;
         for (Index lane = 0; lane < lanes; ++lane) to[lane * queries * stride_] = from[lane];
       }
-    head_ = head, heads_ = heads, query_ = query, queries_ = queries;
+    head_ = head;
+    heads_ = heads;
+    query_ = query;
+    queries_ = queries;
   }
 
   /// What was copied of a batch entry.

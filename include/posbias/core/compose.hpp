@@ -113,6 +113,9 @@ class PreparedCompose {
   std::tuple<Parts...> parts_;
 };
 
+template <class... Parts>
+PreparedCompose(std::tuple<Parts...>) -> PreparedCompose<Parts...>;
+
 }  // namespace detail
 
 /// Modules one after another, of any class that is a `PositionalModule`. Those that derive from `Module` are checked
@@ -315,5 +318,9 @@ class Compose : public Module<Compose<Modules...>> {
 
   std::tuple<Modules...> modules_;
 };
+
+/// Its modules say what it is.
+template <class... Modules>
+Compose(Modules...) -> Compose<Modules...>;
 
 }  // namespace posbias

@@ -19,7 +19,7 @@ class TensorCopies {
   auto operator()(const T& tensor) {
     using Scalar = typename Traits<T>::Scalar;
     const std::size_t size = static_cast<std::size_t>(tensor.size()) * sizeof(Scalar);
-    auto* values = reinterpret_cast<Scalar*>(memory_for(tensor.data(), size));
+    auto* values = static_cast<Scalar*>(memory_for(tensor.data(), size));
     std::copy_n(tensor.data(), tensor.size(), values);
     return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Traits<T>::layout>>(values, shape_of(tensor));
   }
@@ -31,7 +31,7 @@ class TensorCopies {
   };
 
   /// Where the copy of some bytes is, or will be.
-  std::byte* memory_for(const void* address, std::size_t size) {
+  void* memory_for(const void* address, std::size_t size) {
     for (Copy& copy : copies_)
       if (copy.of == address && copy.bytes.size() == size) return copy.bytes.data();
     copies_.push_back({address, std::vector<std::byte>(size)});

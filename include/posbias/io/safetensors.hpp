@@ -221,7 +221,7 @@ class SafeTensorsWriter {
     using detail::json_string;
     std::vector<const Item*> order;
     for (const auto& [name, item] : items_) order.push_back(&item);
-    std::ranges::stable_sort(order, std::greater{},
+    std::ranges::stable_sort(order, std::greater<>{},
                              [](const Item* item) { return detail::find_stored_type(item->entry.dtype)->bits; });
     std::string header = "{";
     const auto member = [&header](std::string_view key) -> std::string& {

@@ -136,7 +136,7 @@ Panels<Scalar> pack(Factor<From> matrix, Index terms, Index columns, Scalar* to)
       const From* from = matrix.data + j * matrix.column_stride;
       if (j + ahead < columns) prefetch(from + ahead * matrix.column_stride, terms);
       Scalar* column = to + j / lanes<Scalar> * panels.panel_stride + j % lanes<Scalar>;
-      for (Index t = 0; t < terms; ++t) column[t * lanes<Scalar>] = from[t * matrix.row_stride];
+      for (Index t = 0; t < terms; ++t) column[t * lanes<Scalar>] = static_cast<Scalar>(from[t * matrix.row_stride]);
     }
   }
   return panels;
