@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Installs the headers and a package for find_package(posbias).
+# Installs the headers, and what find_package(posbias) and pkg-config find.
 include(CMakePackageConfigHelpers)
 include(GNUInstallDirs)
 
@@ -24,4 +24,8 @@ install(FILES
   cmake/PosbiasEigen.cmake
   DESTINATION ${package_dir}
 )
+file(RELATIVE_PATH POSBIAS_PC_TO_INCLUDE "${CMAKE_INSTALL_FULL_DATADIR}/pkgconfig" "${CMAKE_INSTALL_FULL_INCLUDEDIR}")
+configure_file(cmake/posbias.pc.in posbias.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/posbias.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)
+
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})

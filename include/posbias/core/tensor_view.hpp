@@ -78,11 +78,20 @@ template <class T, class Scalar, int MinRank = 0>
 concept TensorOf = TensorLike<T> && std::same_as<typename detail::Traits<T>::Scalar, Scalar> &&
     (detail::Traits<T>::rank >= MinRank);
 
+namespace detail {
+
+/// One name for it all, because compilers say which name is false, and not which of several terms.
+template <class T>
+inline constexpr bool can_be_written_to = Traits<T>::is_writable &&
+                                          (Traits<T>::is_map || (std::is_lvalue_reference_v<T> &&
+                                                                 !std::is_const_v<std::remove_reference_t<T>>));
+
+}  // namespace detail
+
 /// A tensor that a hook may write to. `T` is deduced from a forwarding reference: an lvalue of non-const
 /// `Eigen::Tensor`, or a `TensorMap` (by value too: it only refers to its data) of non-const values.
 template <class T, class Scalar, int MinRank = 0>
-concept WritableTensorOf = TensorOf<T, Scalar, MinRank> && detail::Traits<T>::is_writable &&
-    (detail::Traits<T>::is_map || (std::is_lvalue_reference_v<T> && !std::is_const_v<std::remove_reference_t<T>>));
+concept WritableTensorOf = TensorOf<T, Scalar, MinRank> && detail::can_be_written_to<T>;
 
 namespace detail {
 

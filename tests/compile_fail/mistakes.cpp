@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// What must not compile. What stands below an `expect:` is right if MISTAKEN is false. If it is true, only types are
+/// others, and compilers must refuse the line and say what is expected, a regular expression that fits both g++ and
+/// clang++.
+#include <cstdint>
+#include <posbias/posbias.hpp>
+#include <type_traits>
+
+namespace {
+
+template <class Mistake, class Right>
+using Either = std::conditional_t<MISTAKEN, Mistake, Right>;
+
+template <class Scalar, int Rank>
+using Tensor = Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>;
+
+/// q, k, v or a mask.
+using Four = Tensor<float, 4>;
+
+/// No positional module: it has none of the hooks.
+struct Nothing {
+  struct Gradients {};
+};
+
+using namespace posbias;
+
+[[maybe_unused]] void mistakes(const ALiBi<float>& alibi, const Rotary<float>& rotary,
+                               const Sinusoidal<float>& sinusoidal, const TransformerXL<float>& xl,
+                               const RelativeAttention<float>& layer, Four& q, Four& out, Four& mask) {
+  Either<Tensor<float, 1>, Tensor<float, 2>> x;
+  Either<Tensor<float, 2>, Tensor<float, 3>> flat;
+  Either<Tensor<int, 4>, Four> integers;
+  Either<Tensor<double, 4>, Four> doubles;
+  Either<const Four, Four> constant;
+  const Either<Nothing, Identity> module{};
+  const Either<Tensor<bool, 1>, Tensor<std::int64_t, 1>> ids;
+
+  // expect: rank\)? >= (MinRank|2)
+  sinusoidal.mod_x(x);
+  // expect: rank\)? >= (MinRank|2)
+  [[maybe_unused]] const auto result = layer(x, x, x);
+  // expect: rank\)? >= (MinRank|3)
+  alibi.mod_mask(flat);
+  // expect: rank\)? >= (MinRank|3)
+  rotary.mod_qkv(flat, flat, q);
+  // expect: _Tp = int; _Up = float|is_same_v<int, float>
+  alibi.mod_mask(integers);
+  // expect: _Tp = double; _Up = float|is_same_v<double, float>
+  xl.mod_mask(mask, doubles, q, q);
+  // expect: _Tp = double; _Up = float|is_same_v<double, float>
+  attention(out, q, doubles, q, alibi);
+  // expect: can_be_written_to<T> .with T = const|can_be_written_to<const
+  alibi.mod_mask(constant);
+  // expect: can_be_written_to<T> .with T = const|can_be_written_to<const
+  attention(constant, q, q, q, alibi);
+  // expect: can_be_written_to<T> .with T = Eigen|can_be_written_to<Eigen
+  alibi.mod_mask(Either<Four, Four&>(mask));
+  // expect: m.mod_x\(x, token\)
+  attention(out, q, q, q, module);
+  // expect: deleted
+  [[maybe_unused]] const AttentionOptions options{.mask = Either<Four&&, Four&>(mask)};
+  // expect: PositionTensor
+  [[maybe_unused]] const Positions positions{ids};
+}
+
+}  // namespace
