@@ -15,16 +15,20 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <iostream>
+#include <posbias/io/safetensors.hpp>
 #include <posbias/posbias.hpp>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 #include "transformer/experiment.hpp"
 #include "transformer/report.hpp"
+#include "transformer/schemes.hpp"
 
 namespace {
 
@@ -35,19 +39,19 @@ using demo::Result;
 
 struct Scheme {
   std::string name;
-  std::function<Result(const Experiment&, Progress&)> measure;
+  /// Writes what the scheme has learned to a folder, unless that is empty.
+  std::function<Result(const Experiment&, Progress&, const std::filesystem::path& save_to)> measure;
 };
 
 /// `make(experiment)` is the positional module for the experiment's transformer.
 template <class Make>
 Scheme scheme(const std::string& name, const Make& make) {
-  return {name, [=](const Experiment& experiment, Progress& progress) {
-            return demo::measure<float>(name, make(experiment), experiment, progress);
+  return {name, [=](const Experiment& experiment, Progress& progress, const std::filesystem::path& save_to) {
+            auto module = make(experiment);
+            const Result result = demo::measure<float>(name, module, experiment, progress);
+            if (!save_to.empty()) posbias::io::save_parameters(save_to / (name + ".safetensors"), module);
+            return result;
           }};
-}
-
-auto sinusoidal(const Experiment& experiment) {
-  return posbias::Sinusoidal<float>({.dim = experiment.shape.width()});
 }
 
 /// What has a row or a bucket of its own ends where the training windows do: beyond, it would keep its random start.
@@ -56,56 +60,17 @@ constexpr const char* note =
     "      length, so that every row and every bucket is trained. LearnedContinuous and DynamicPositionBias divide\n"
     "      positions by it.\n";
 
-auto learned_vocab(const Experiment& experiment) {
-  return posbias::LearnedVocab<float>({.dim = experiment.shape.width(), .max_seq_len = experiment.budget.length});
-}
-
-auto learned_continuous(const Experiment& experiment) {
-  return posbias::LearnedContinuous<float>({.dim = experiment.shape.width(),
-                                            .depth = 2,
-                                            .norm = true,
-                                            .divide = static_cast<double>(experiment.budget.length)});
-}
-
-auto rotary(const Experiment& experiment) {
-  return posbias::Rotary<float>({.head_dim = experiment.shape.head_width});
-}
-
-auto alibi(const Experiment& experiment) {
-  return posbias::ALiBi<float>({.n_heads = experiment.shape.heads});
-}
-
-auto relative_position_bias(const Experiment& experiment) {
-  constexpr Index buckets = 32;
-  return posbias::RelativePositionBias<float>({.bidirectional = false,
-                                               .num_buckets = buckets,
-                                               .max_distance = std::max(buckets, experiment.budget.length),
-                                               .n_heads = experiment.shape.heads});
-}
-
-auto dynamic_position_bias(const Experiment& experiment) {
-  return posbias::DynamicPositionBias<float>({.dim = 32,
-                                              .n_heads = experiment.shape.heads,
-                                              .depth = 2,
-                                              .divide = static_cast<double>(experiment.budget.length)});
-}
-
-auto transformer_xl(const Experiment& experiment) {
-  return posbias::TransformerXL<float>(
-      {.dim = experiment.shape.width(), .n_heads = experiment.shape.heads, .linear_bias = false});
-}
-
 std::vector<Scheme> all_schemes() {
   return {
       scheme("none", [](const Experiment&) { return posbias::Identity(); }),
-      scheme("Sinusoidal", sinusoidal),
-      scheme("LearnedVocab", learned_vocab),
-      scheme("LearnedContinuous", learned_continuous),
-      scheme("Rotary", rotary),
-      scheme("ALiBi", alibi),
-      scheme("RelativePositionBias", relative_position_bias),
-      scheme("DynamicPositionBias", dynamic_position_bias),
-      scheme("TransformerXL", transformer_xl),
+      scheme("Sinusoidal", demo::sinusoidal<float>),
+      scheme("LearnedVocab", demo::learned_vocab<float>),
+      scheme("LearnedContinuous", demo::learned_continuous<float>),
+      scheme("Rotary", demo::rotary<float>),
+      scheme("ALiBi", demo::alibi<float>),
+      scheme("RelativePositionBias", demo::relative_position_bias<float>),
+      scheme("DynamicPositionBias", demo::dynamic_position_bias<float>),
+      scheme("TransformerXL", demo::transformer_xl<float>),
   };
 }
 
@@ -115,6 +80,7 @@ struct Options {
   std::string attention = "fused";
   std::string text = POSBIAS_DEMO_TEXT;
   std::string csv;
+  std::string save_to;
   std::vector<std::string> schemes;
   std::vector<Index> test_lengths;
 };
@@ -149,6 +115,8 @@ void declare(CLI::App& app, Options& options) {
       ->capture_default_str();
   app.add_option("--csv", options.csv, "Also write the table to this file; - writes it, and only it, to stdout")
       ->type_name("FILE");
+  app.add_option("--save", options.save_to, "Also write what each scheme has learned to FOLDER/<scheme>.safetensors")
+      ->type_name("FOLDER");
   app.add_option("--seed", budget.seed, "Of the weights and the batches")->type_name("N")->capture_default_str();
   app.add_option("--threads", budget.threads, "They change the time, not the numbers")
       ->type_name("N")
@@ -159,6 +127,11 @@ void declare(CLI::App& app, Options& options) {
 void run(const Options& options, const std::vector<Scheme>& schemes) {
   Experiment experiment = demo::prepare(demo::read_corpus(options.text), options.budget, options.test_lengths);
   if (options.attention == "materialised") experiment.shape.attention = demo::AttentionKind::materialised;
+  if (!options.save_to.empty()) {
+    std::error_code problem;
+    std::filesystem::create_directories(options.save_to, problem);
+    if (problem) throw demo::InputError("cannot make the folder " + options.save_to);
+  }
   const bool csv_to_stdout = options.csv == "-";
   std::ofstream csv_file;
   std::ostream& csv = csv_to_stdout ? std::cout : csv_file;
@@ -172,7 +145,7 @@ void run(const Options& options, const std::vector<Scheme>& schemes) {
   Progress progress(options.budget.steps * static_cast<Index>(options.schemes.size()));
   for (const auto& name : options.schemes) {
     const auto& scheme = *std::find_if(schemes.begin(), schemes.end(), [&](auto& s) { return s.name == name; });
-    const Result result = scheme.measure(experiment, progress);
+    const Result result = scheme.measure(experiment, progress, options.save_to);
     progress.clear();
     if (!csv_to_stdout) demo::print_row(experiment, result);
     if (!options.csv.empty()) demo::write_csv_row(csv, result);

@@ -58,13 +58,13 @@ inline Experiment prepare(Corpus corpus, const Budget& budget, const std::vector
   return {std::move(corpus), shape, budget, test_lengths, stretch, std::move(stretches)};
 }
 
-/// Trains and tests the transformer with `module` as its sense of position. Every module meets the same
-/// initial weights and the same batches.
+/// Trains and tests the transformer with `module` as its sense of position; the module has learned then. Every module
+/// meets the same initial weights and the same batches.
 template <class Scalar, posbias::PositionalModule<Scalar> Module>
-Result measure(const std::string& scheme, Module module, const Experiment& experiment, Progress& progress) {
+Result measure(const std::string& scheme, Module& module, const Experiment& experiment, Progress& progress) {
   const Budget& budget = experiment.budget;
   Random random(budget.seed);
-  Transformer<Scalar, Module> model(experiment.shape, std::move(module), random);
+  Transformer<Scalar, Module> model(experiment.shape, module, random);
   Result result;
   result.scheme = scheme;
   posbias::for_each_parameter(model.position,
@@ -76,6 +76,7 @@ Result measure(const std::string& scheme, Module module, const Experiment& exper
         [&](Index step, double bits) { progress.step(scheme, step, budget.steps, bits); });
   const std::chrono::duration<double, std::milli> spent = Clock::now() - start;
   result.milliseconds_per_step = spent.count() / static_cast<double>(budget.steps);
+  module = model.position;
 
   for (const Index length : experiment.test_lengths) {
     auto& bits = result.bits_per_character.emplace_back();
