@@ -110,16 +110,16 @@ void write_tables(const std::filesystem::path& learned, const std::filesystem::p
   const auto continuous = demo::learned_continuous<float>(experiment);
   write(folder / "learned_continuous.tsv", {added(continuous, length), added(trained(continuous, learned), length)});
 
-  // Biases: so are these. They show what a query without content meets.
+  // Biases that are learned, likewise: what a query without content meets.
   Matrices nothing(length, shape.heads, shape.head_width);
   nothing.setZero();
-  const auto write_bias = [&](const auto& module) {
-    write(folder / (std::string(module.name) + ".tsv"),
+  const auto write_bias = [&](const char* table, const auto& module) {
+    write(folder / table,
           {causal(bias(module, nothing, nothing)), causal(bias(trained(module, learned), nothing, nothing))});
   };
-  write_bias(demo::relative_position_bias<float>(experiment));
-  write_bias(demo::dynamic_position_bias<float>(experiment));
-  write_bias(demo::transformer_xl<float>(experiment));
+  write_bias("relative_position_bias.tsv", demo::relative_position_bias<float>(experiment));
+  write_bias("dynamic_position_bias.tsv", demo::dynamic_position_bias<float>(experiment));
+  write_bias("transformer_xl.tsv", demo::transformer_xl<float>(experiment));
   write(folder / "alibi.tsv",
         {bias(posbias::ALiBi<float>({.n_heads = shape.heads}), nothing, nothing),
          bias(posbias::ALiBi<float>({.n_heads = shape.heads, .asymmetric = true}), nothing, nothing)});

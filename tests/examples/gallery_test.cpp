@@ -86,7 +86,7 @@ TEST_CASE("gallery: tables hold what the papers say, and what was learned", "[ex
   CHECK(alibi[5][100][93] == -7.0 / 4);  // asymmetric: pairs of heads share a slope, odd ones look back
   CHECK(alibi[5][93][100] == -HUGE_VAL);
 
-  const auto t5 = read(folder / "RelativePositionBias.tsv");
+  const auto t5 = read(folder / "relative_position_bias.tsv");
   const auto initial = demo::relative_position_bias<float>(experiment).bias(128, 128);
   REQUIRE(t5.size() == 8);
   CHECK(t5[3][100][93] == near(static_cast<double>(initial(3, 100, 93))));
@@ -104,7 +104,7 @@ TEST_CASE("gallery: tables hold what the papers say, and what was learned", "[ex
   CHECK(vocab[1][63][63] == 2);
 
   // Without content a query meets its v alone: 16 products of v and r, where r is 2 · (32 sines + 32 cosines).
-  const auto xl = read(folder / "TransformerXL.tsv");
+  const auto xl = read(folder / "transformer_xl.tsv");
   REQUIRE(xl.size() == 8);
   double sum = 0;
   for (int i = 0; i < 32; ++i) {
@@ -119,7 +119,7 @@ TEST_CASE("gallery: tables hold what the papers say, and what was learned", "[ex
   CHECK(disentangled[0][40][2] == disentangled[0][40][24]);
   CHECK(disentangled[1][2][40] == disentangled[1][24][40]);
   CHECK(disentangled[2][40][30] == near(disentangled[0][40][30] + disentangled[1][40][30]));
-  CHECK(read(folder / "DynamicPositionBias.tsv").size() == 8);
+  CHECK(read(folder / "dynamic_position_bias.tsv").size() == 8);
   CHECK(read(folder / "learned_continuous.tsv").size() == 2);
   std::filesystem::remove_all(folder);
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-table = tables.'/DynamicPositionBias.tsv'
+table = tables.'/dynamic_position_bias.tsv'
 title = 'DynamicPositionBias: dim = 32, depth = 2, divide = 64'
 above = 'at init'
 below = 'trained on windows of 64 characters; dashed: 64 tokens away'

@@ -9,7 +9,7 @@ eval heading('Trained on windows of 64 characters, tested on longer ones: ./run 
 set logscale x 2
 set xrange [60:530]
 set xtics (64, 128, 256, 512)
-set grid y linecolor rgb '#ffffff' linetype 1
+set grid y linecolor rgb '#cfcfcf' linetype 1
 unset key
 do for [panel=0:1] {
   left = pixels(90 + 624 * panel)

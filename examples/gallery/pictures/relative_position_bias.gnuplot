@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-table = tables.'/RelativePositionBias.tsv'
+table = tables.'/relative_position_bias.tsv'
 title = 'RelativePositionBias (T5): bidirectional = false, num_buckets = 32, max_distance = 64'
 above = 'at init'
 below = 'trained on windows of 64 characters; dashed: 64 tokens away'

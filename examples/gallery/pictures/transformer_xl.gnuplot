@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-table = tables.'/TransformerXL.tsv'
+table = tables.'/transformer_xl.tsv'
 title = 'TransformerXL: dim = 64, linear_bias = false; queries without content (q = 0)'
 above = 'at init'
 below = 'trained on windows of 64 characters; dashed: 64 tokens away'
