@@ -343,6 +343,16 @@ TEST_CASE("experiment: a length that the scheme has no positions for has no resu
   };
   REQUIRE(has_result(measure(vocab(8))) == std::vector<bool>{false, true, true, false});
   REQUIRE(measure(vocab(8)).parameters == 64);
+  auto module = vocab(8);
+  const auto added = [&] {
+    demo::Tensor<float, 2> x(8, 8);
+    x.setZero();
+    module.mod_x(x);
+    return x(7, 7);
+  };
+  const float untrained = added();
+  (void)demo::measure<float>("scheme", module, experiment, progress);
+  REQUIRE(added() != untrained);
   REQUIRE(has_result(measure(vocab(31))) == std::vector<bool>{false, true, true, true});
   REQUIRE(has_result(measure(vocab(32))) == std::vector<bool>(4, true));
   REQUIRE(has_result(measure(posbias::Identity())) == std::vector<bool>(4, true));
