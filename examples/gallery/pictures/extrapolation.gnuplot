@@ -2,7 +2,7 @@
 # All curves in both panels; the right one is the grey part of the left. A name stands where its curve ends.
 curves = sprintf("< awk -f examples/gallery/curves.awk '%s/extrapolation.csv'", tables)
 inks = '#777777 #e69f00 #d55e00 #cc79a7 #56b4e9 #0072b2 #009e73 #333333 #7b3fa0'  # one for each scheme
-eval start(640)
+eval start(700)
 set output picture
 set multiplot
 eval heading('Trained on windows of 64 characters, tested on longer ones: ./run demo')
@@ -13,7 +13,7 @@ set grid y linecolor rgb '#cfcfcf' linetype 1
 unset key
 do for [panel=0:1] {
   left = pixels(90 + 624 * panel)
-  eval place(left, left + pixels(330), pixels_up(80), pixels_up(570))
+  eval place(left, left + pixels(330), pixels_up(80), pixels_up(630))
   if (panel == 0) { set yrange [1.9:5.6]; set ytics 0.5 } else { set yrange [2:2.45]; set ytics 0.1 }
   set object 1 rectangle from graph 0,first 2 to graph 1,first 2.45 behind fillcolor rgb '#e8e8e8' fillstyle solid noborder
   set ylabel (panel == 0 ? 'bits per character (lower is better)' : '') offset 0.3,0 textcolor rgb ink
