@@ -21,4 +21,8 @@ int main() {
   std::cout << "q(0, 0, 0, 0..1) = " << q(0, 0, 0, 0) << ' ' << q(0, 0, 0, 1) << '\n'
             << "mask(0, 0, 0, 98..100) = " << mask(0, 0, 0, 98) << ' ' << mask(0, 0, 0, 99) << ' ' << mask(0, 0, 0, 100)
             << '\n';
+
+  // The key at the query's own position was rotated alike, and the first head of 8 pays 1/2 a token of distance.
+  const bool alike = 2 * k(0, 100, 0, 0) == q(0, 0, 0, 0) && 2 * k(0, 100, 0, 1) == q(0, 0, 0, 1);
+  return alike && mask(0, 0, 0, 98) == -1 && mask(0, 0, 0, 99) == -0.5F && mask(0, 0, 0, 100) == 0 ? 0 : 1;
 }
