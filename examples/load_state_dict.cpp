@@ -6,9 +6,10 @@
 ///     load_state_dict tests/golden/t5_hf__encoder.safetensors
 ///
 /// A checkpoint is loaded alike, with a prefix such as "encoder.block.0.layer.0.SelfAttention.". A .pt file is a pickle,
-/// which only Python reads; one line converts it:
+/// which only Python reads; a line of Python converts it:
 ///
-///     python3 -c 'import torch, safetensors.torch as s; s.save_file(torch.load("model.pt"), "model.safetensors")'
+///     import torch, safetensors.torch as s
+///     s.save_file({n: t.contiguous().clone() for n, t in torch.load("model.pt").items()}, "model.safetensors")
 #include <algorithm>
 #include <exception>
 #include <iostream>
