@@ -16,7 +16,7 @@ do for [panel=0:1] {
   eval place(left, left + pixels(330), pixels_up(80), pixels_up(630))
   if (panel == 0) { set yrange [1.9:5.6]; set ytics 0.5 } else { set yrange [2:2.45]; set ytics 0.1 }
   set object 1 rectangle from graph 0,first 2 to graph 1,first 2.45 behind fillcolor rgb '#e8e8e8' fillstyle solid noborder
-  set ylabel (panel == 0 ? 'bits per character (lower is better)' : '') offset 0.3,0 textcolor rgb ink
+  set label 3 'bits per character (lower is better)' at screen left-pixels(72),pixels_up(355) center rotate textcolor rgb ink
   set label 2 'length of tested windows [characters]' at screen left+pixels(165),pixels_up(20) center textcolor rgb ink
   name_at(x, bits, name) = name ne '-' && (bits < 2.45) == panel ? x : NaN
   plot for [s=0:8] curves index s using 1:2 with linespoints linewidth 3 pointtype 7 linecolor rgb word(inks, s + 1), \
