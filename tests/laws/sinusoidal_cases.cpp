@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "laws/module_subject.hpp"
+#include "laws/truths.hpp"
 #include "posbias/embedding/sinusoidal.hpp"
-#include "reference/reference.hpp"
 
 namespace posbias_test {
 namespace {
@@ -9,30 +9,23 @@ namespace {
 using posbias::Sinusoidal;
 using posbias::SinusoidLayout;
 
-Truth truth(bool half, Real divide) {
-  const auto divisor = [=](const Truth::Parameters& parameters) {
-    return parameters.contains("div") ? reference::learned_divisor(parameters.at("div")[0]) : divide;
-  };
-  return {.addend = [=](Real p, const Truth::Parameters& w) { return reference::sinusoid(p, divisor(w), 8, half); },
-          .angle_divisor = divisor};
-}
-
 const bool added[] = {
     add_case(
-        "Sinusoidal", []<class S>() { return Sinusoidal<S>({.dim = 8}); }, truth(false, 1)),
+        "Sinusoidal", []<class S>() { return Sinusoidal<S>({.dim = 8}); }, truths::sinusoidal(8, false, 1)),
     add_case(
         "Sinusoidal half, divided",
         []<class S>() { return Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::half, .divide = 2.5}); },
-        truth(true, 2.5L)),
+        truths::sinusoidal(8, true, 2.5L)),
     add_case(
         "Sinusoidal learned_div",
-        []<class S>() { return Sinusoidal<S>({.dim = 8, .divide = 2.5, .learned_div = true}); }, truth(false, 0)),
+        []<class S>() { return Sinusoidal<S>({.dim = 8, .divide = 2.5, .learned_div = true}); },
+        truths::sinusoidal(8, false, 1)),
     add_case(
         "Sinusoidal half, learned_div",
         []<class S>() {
           return Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::half, .divide = 4, .learned_div = true});
         },
-        truth(true, 0)),
+        truths::sinusoidal(8, true, 1)),
 };
 
 }  // namespace
