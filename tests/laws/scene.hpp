@@ -67,7 +67,7 @@ struct Where {
   }
   /// The positions of `tokens` tokens are integers in [0, end).
   [[nodiscard]] bool ids_below(Index end, Index tokens) const {
-    if (kind != Kind::listed) return start >= 0 && start + tokens <= end;
+    if (kind != Kind::listed) return start >= 0 && start <= end - tokens;
     const auto inside = [&](Real value) { return value >= 0 && value < static_cast<Real>(end); };
     return integral() && std::all_of(values.begin(), values.end(), inside);
   }

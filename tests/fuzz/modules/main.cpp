@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Every module, of random options, on random shapes, positions and flags. What is right gives what the oracle says;
+/// what is not throws ShapeError or PositionError and writes nothing, or OptionError before there is a module.
+#include <vector>
+
+#include "fuzz/modules/drawn.hpp"
+#include "laws/oracle.hpp"
+
+namespace posbias_fuzz {
+namespace {
+
+using posbias_test::Bundle;
+using posbias_test::Scene;
+using posbias_test::Shape;
+
+/// Calls a hook; true unless it throws what hooks may throw.
+template <class Call>
+bool accepted(const Call& call) {
+  try {
+    call();
+    return true;
+  } catch (const posbias::ShapeError&) {
+    return false;
+  } catch (const posbias::PositionError&) {
+    return false;
+  }
+}
+
+template <class S>
+std::vector<S> numbers(const std::vector<Index>& shape, std::uint64_t seed) {
+  posbias_test::Numbers from(seed);
+  std::vector<S> values(static_cast<std::size_t>(posbias_test::product(shape)));
+  for (S& value : values) value = static_cast<S>(from.value());
+  return values;
+}
+
+/// Sizes of every tensor, right or not.
+struct Sizes {
+  Leading leading;  ///< of x and q, which say how many there are
+  std::vector<Index> x, q, k, v, mask;
+  bool flawed = false;  ///< one size may be another
+
+  [[nodiscard]] Index L1() const { return q[leading.size()]; }
+  [[nodiscard]] Index L2() const { return k[leading.size()]; }
+
+  [[nodiscard]] Leading leading_of(const std::vector<Index>& shape) const {
+    return {shape.begin(), shape.begin() + static_cast<std::ptrdiff_t>(leading.size())};
+  }
+  /// L, NH and H of q, k or v.
+  [[nodiscard]] Index trailing(const std::vector<Index>& shape, std::size_t d) const {
+    return shape[leading.size() + d];
+  }
+
+  [[nodiscard]] bool are_attention() const {
+    const Index heads = trailing(q, 1), groups = trailing(k, 1);
+    return leading_of(k) == leading_of(q) && leading_of(v) == leading_of(q) && trailing(k, 2) == trailing(q, 2) &&
+           trailing(v, 0) == L2() && trailing(v, 1) == groups &&
+           (groups == heads || (groups > 0 && heads % groups == 0));
+  }
+  [[nodiscard]] bool have_mask() const {
+    std::vector<Index> wanted = leading_of(q);
+    wanted.insert(wanted.end(), {trailing(q, 1), L1(), L2()});
+    return mask == wanted;
+  }
+};
+
+Sizes draw_sizes(FuzzedDataProvider& input, const Needs& needs, int rank, bool square) {
+  const auto size = [&](Index wanted, Index most) {
+    return wanted > 0 ? wanted : input.ConsumeIntegralInRange<Index>(1, most);
+  };
+  Sizes sizes;
+  for (int d = 0; d < rank; ++d)
+    sizes.leading.push_back(input.ConsumeIntegralInRange<Index>(one_in(input, 8) ? 0 : 1, 3));
+  const Index longest = one_in(input, 12) ? 70 : 12;
+  const Index L1 = input.ConsumeIntegralInRange<Index>(0, longest);
+  const Index L2 = square ? L1 : input.ConsumeIntegralInRange<Index>(0, longest);
+  const Index NH = size(needs.mask_heads, 4), H = size(std::max(needs.qkv_features, needs.mask_features), 8);
+  const auto shaped = [&](std::initializer_list<Index> trailing) {
+    std::vector<Index> shape = sizes.leading;
+    shape.insert(shape.end(), trailing);
+    return shape;
+  };
+  sizes.x = shaped({L1, size(needs.dim, 8)});
+  sizes.q = shaped({L1, NH, H});
+  sizes.k = sizes.v = shaped({L2, NH, H});
+  sizes.mask = shaped({NH, L1, L2});
+  sizes.flawed = one_in(input, 4);
+  if (sizes.flawed) {
+    std::vector<Index>* const all[] = {&sizes.x, &sizes.q, &sizes.k, &sizes.v, &sizes.mask};
+    std::vector<Index>& one = *all[input.ConsumeIntegralInRange(0, 4)];
+    Index& flaw = one[input.ConsumeIntegralInRange<std::size_t>(0, one.size() - 1)];
+    flaw = one_in(input, 2) ? flaw + 1 : input.ConsumeIntegralInRange<Index>(0, 3);
+  }
+  return sizes;
+}
+
+template <class S>
+class Call {
+ public:
+  Call(FuzzedDataProvider& input, const Drawn<S>& module)
+      : module_(module),
+        together_(one_in(input, 4)),
+        sizes_(draw_sizes(input, module.needs, Forms<S>::leading, together_ && !one_in(input, 8))),
+        x_(numbers<S>(sizes_.x, 1), sizes_.x, {}),
+        q_(numbers<S>(sizes_.q, 2), sizes_.q, {}),
+        k_(numbers<S>(sizes_.k, 3), sizes_.k, {}),
+        v_(numbers<S>(sizes_.v, 4), sizes_.v, {}),
+        mask_(numbers<S>(sizes_.mask, 5), sizes_.mask, {}),
+        place_q_(draw_place(input, sizes_.leading, sizes_.L1())),
+        place_k_(together_ ? place_q_ : draw_place(input, sizes_.leading, sizes_.L2())) {
+    draw_flags(input);
+    if (together_ && one_in(input, 16))
+      (input.ConsumeBool() ? place_too_.q : place_too_.k) = posbias::Positions::range();
+  }
+
+  void check() {
+    const bool x = check_x(), qkv = check_qkv(), mask = check_mask();
+    if (x && qkv && mask && !sizes_.flawed) check_values();
+  }
+
+ private:
+  void draw_flags(FuzzedDataProvider& input) {
+    if (!one_in(input, 3)) return;
+    const Index tokens = sizes_.x[sizes_.leading.size()];
+    flags_.flag_count = one_in(input, 2) ? tokens : input.ConsumeIntegralInRange<Index>(0, tokens + 1);
+    flag_leading_ = sizes_.leading_of(sizes_.x);
+    if (one_in(input, 16)) flag_leading_[0] += 1;
+    if (one_in(input, 2)) flags_.flag_rows = posbias_test::product(flag_leading_);
+    const Index count = std::max<Index>(flags_.flag_rows, 1) * flags_.flag_count;
+    for (Index i = 0; i < count; ++i) flags_.flags.push_back(input.ConsumeBool());
+    if (flags_.flag_rows == 0) flag_leading_ = {};
+    if (flags_.flags.empty()) flags_.flag_count = 0;
+  }
+
+  [[nodiscard]] bool flags_are_right() const {
+    return flags_.flags.empty() || (flags_.flag_count <= sizes_.x[sizes_.leading.size()] &&
+                                    (flags_.flag_rows == 0 || flag_leading_ == sizes_.leading_of(sizes_.x)));
+  }
+
+  bool check_x() {
+    posbias::TokenPositions at = flags_.token_positions(flag_leading_, {});
+    at.pos = place_q_.positions();
+    const Index tokens = sizes_.x[sizes_.leading.size()];
+    const bool ids =
+        !module_.truth.ids_below || place_q_.where.ids_below(*module_.truth.ids_below, tokens) || tokens == 0;
+    const bool right =
+        !module_.needs.uses_x || (sizes_.x.back() == module_.needs.dim &&
+                                  place_q_.right(sizes_.leading_of(sizes_.x), tokens) && flags_are_right() && ids);
+    const std::vector<S> before = x_.values();
+    return check_hook(
+        "mod_x", right, [&] { module_.hooks->mod_x(x_, at); },
+        [&] { return posbias_test::same_bits(before, x_.values()); });
+  }
+
+  [[nodiscard]] posbias::PairPositions pair() const {
+    posbias::PairPositions at = place_too_;
+    if (together_) {
+      at.q_k = place_q_.positions();
+    } else {
+      at.q = place_q_.positions();
+      at.k = place_k_.positions();
+    }
+    return at;
+  }
+
+  [[nodiscard]] bool pair_is_right() const {
+    const Leading leading = sizes_.leading_of(sizes_.q);
+    const bool q_k = together_ && place_q_.positions().given();
+    if (q_k && (place_too_.q.given() || place_too_.k.given() || sizes_.L1() != sizes_.L2())) return false;
+    return place_q_.right(leading, sizes_.L1()) && place_k_.right(leading, sizes_.L2());
+  }
+
+  bool check_qkv() {
+    const Needs& needs = module_.needs;
+    const auto fits = [](Index need, Index size) { return need == 0 || need == size; };
+    const bool right =
+        !needs.uses_qkv ||
+        (sizes_.are_attention() && fits(needs.qkv_heads, sizes_.trailing(sizes_.q, 1)) &&
+         fits(needs.qkv_features, sizes_.trailing(sizes_.q, 2)) && (!needs.qkv_has_positions || pair_is_right()));
+    const std::vector<S> q = q_.values(), k = k_.values(), v = v_.values();
+    return check_hook(
+        "mod_qkv", right, [&] { module_.hooks->mod_qkv(q_, k_, v_, pair()); },
+        [&] {
+          return posbias_test::same_bits(q, q_.values()) && posbias_test::same_bits(k, k_.values()) &&
+                 posbias_test::same_bits(v, v_.values());
+        });
+  }
+
+  bool check_mask() {
+    const Needs& needs = module_.needs;
+    const auto fits = [](Index need, Index size) { return need == 0 || need == size; };
+    const bool integers = !module_.truth.integers_only || (!place_q_.reals() && !place_k_.reals());
+    const bool right =
+        !needs.uses_mask ||
+        (sizes_.are_attention() && sizes_.have_mask() && fits(needs.mask_heads, sizes_.trailing(sizes_.q, 1)) &&
+         fits(needs.mask_features, sizes_.trailing(sizes_.q, 2)) && pair_is_right() && integers);
+    const std::vector<S> before = mask_.values();
+    return check_hook(
+        "mod_mask", right, [&] { module_.hooks->mod_mask(mask_, q_, k_, v_, pair()); },
+        [&] { return posbias_test::same_bits(before, mask_.values()); });
+  }
+
+  /// The hook must take what is right, and else throw and leave everything as it was.
+  template <class Hook, class Unchanged>
+  static bool check_hook(const std::string& name, bool right, const Hook& hook, const Unchanged& unchanged) {
+    require(accepted(hook) == right, name + (right ? " refuses what is right" : " takes what is not right"));
+    if (!right) require(unchanged(), name + " wrote and then threw");
+    return right;
+  }
+
+  void check_values() {
+    const std::size_t rank = sizes_.leading.size();
+    const Shape shape{posbias_test::product(sizes_.leading),
+                      sizes_.q[rank + 1],
+                      sizes_.L1(),
+                      sizes_.L2(),
+                      sizes_.q[rank + 2],
+                      sizes_.x[rank + 1]};
+    Bundle<S> in(shape), out(shape);
+    in.x = numbers<S>(sizes_.x, 1);
+    in.q = numbers<S>(sizes_.q, 2);
+    in.k = numbers<S>(sizes_.k, 3);
+    in.v = numbers<S>(sizes_.v, 4);
+    in.mask = numbers<S>(sizes_.mask, 5);
+    out.x = x_.values();
+    out.q = q_.values();
+    out.k = k_.values();
+    out.v = v_.values();
+    out.mask = mask_.values();
+    Scene scene = flags_;
+    scene.q = place_q_.where;
+    scene.k = place_k_.where;
+    if (place_q_.reals() || place_k_.reals()) {
+      scene.q = place_q_.rounded(shape.L1);
+      scene.k = place_k_.rounded(shape.L2);
+    }
+    const std::string difference =
+        posbias_test::Oracle<S>(module_.truth, module_.hooks->parameters(), scene, in, std::move(out)).difference();
+    require(difference.empty(), difference);
+  }
+
+  const Drawn<S>& module_;
+  bool together_;
+  Sizes sizes_;
+  typename Forms<S>::X x_;
+  typename Forms<S>::Q q_;
+  typename Forms<S>::K k_;
+  typename Forms<S>::V v_;
+  typename Forms<S>::Mask mask_;
+  Place place_q_, place_k_;
+  posbias::PairPositions place_too_;
+  Scene flags_;
+  Leading flag_leading_;
+};
+
+template <class S>
+void run(FuzzedDataProvider& input) {
+  using Draw = Drawn<S> (*)(FuzzedDataProvider&);
+  constexpr Draw draws[] = {draw_sinusoidal<S>,
+                            draw_learned_vocab<S>,
+                            draw_learned_continuous<S>,
+                            draw_rotary<S>,
+                            draw_alibi<S>,
+                            draw_relative_position_bias<S>,
+                            draw_dynamic_position_bias<S>,
+                            draw_transformer_xl<S>,
+                            draw_disentangled_bias<S>,
+                            draw_composed<S>};
+  const Drawn<S> module = draws[input.ConsumeIntegralInRange<std::size_t>(0, std::size(draws) - 1)](input);
+  if (module.hooks) Call<S>(input, module).check();
+}
+
+}  // namespace
+}  // namespace posbias_fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  FuzzedDataProvider input(data, size);
+  input.ConsumeBool() ? posbias_fuzz::run<float>(input) : posbias_fuzz::run<double>(input);
+  return 0;
+}
