@@ -3,8 +3,8 @@
 #
 #   cmake -DOUTPUT=posbias_single.hpp [-DWITH=parallel,io] -P cmake/amalgamate.cmake
 #
-# Headers come in the order in which they include each other, and what they include of others once. The thread pool comes
-# first, because it must before Eigen's tensors if Eigen's own expressions are to have threads.
+# Headers come in the order in which they include each other, and what they include of others once. The thread pool
+# comes first, because it must before Eigen's tensors if Eigen's own expressions are to have threads.
 cmake_minimum_required(VERSION 3.25)
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH root)
 set(result "")
@@ -61,4 +61,5 @@ string(STRIP "${licence}" licence)
 string(REPLACE "\n" "\n// " licence "${licence}")
 string(REPLACE "// \n" "//\n" licence "${licence}")
 string(REGEX REPLACE "\n\n\n+" "\n\n" result "${result}")
-file(WRITE ${OUTPUT} "// posbias ${version} in one header, made by ./run amalgamate\n//\n// ${licence}\n#pragma once\n${result}")
+set(head "// posbias ${version} in one header, made by ./run amalgamate\n//\n// ${licence}\n#pragma once\n")
+file(WRITE ${OUTPUT} "${head}${result}")
