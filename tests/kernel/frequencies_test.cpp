@@ -184,6 +184,15 @@ TEST_CASE("sines and cosines stand where the layout says", "[frequencies]") {
   CHECK(half.back() == untouched);
 }
 
+TEST_CASE("sines and cosines are finite where angles are beyond double's range", "[frequencies]") {
+  for (const double position : {0x1p1022, -0x1p1022}) {
+    std::vector<double> row(8);
+    SinusoidMaker(inverse_frequencies(4, 8, 10000), 0.125)
+        .fill_rows(std::span(&position, 1), SinusoidLayout::half, row.data());
+    for (std::size_t f = 0; f < 4; ++f) CHECK(row[f] * row[f] + row[f + 4] * row[f + 4] == Approx(1));
+  }
+}
+
 TEST_CASE("no positions and no pairs write nothing", "[frequencies]") {
   std::vector<float> row(8, 42.0F);
   SinusoidMaker(inverse_frequencies(4, 8, 10000), 1).fill_rows({}, SinusoidLayout::half, row.data());

@@ -68,7 +68,11 @@ class SinusoidMaker {
 
   [[nodiscard]] std::span<const double> frequencies() const { return {frequencies_.data(), frequencies_.size()}; }
   [[nodiscard]] double divisor() const { return divisor_; }
-  [[nodiscard]] double angle(double position, std::size_t f) const { return position / divisor_ * frequencies_[f]; }
+  /// Finite, so that it has a sine, also where a quotient or a product is beyond double's range.
+  [[nodiscard]] double angle(double position, std::size_t f) const {
+    constexpr double most = std::numeric_limits<double>::max();
+    return std::clamp(position / divisor_ * frequencies_[f], -most, most);
+  }
 
   /// Rows of sines and cosines.
   template <class Scalar>
