@@ -105,9 +105,12 @@ class File {
     field.values.resize(bits / 8);
 
     std::string shape;
-    for (const Index size : field.shape) shape += (shape.empty() ? "" : ",") + std::to_string(size);
+    for (const Index count : field.shape) shape += (shape.empty() ? "" : ",") + std::to_string(count);
     if (one_in(48)) shape = flawed_size();
-    const std::uint64_t begin = data_.size(), end = begin + field.values.size();
+    // The values of tensors before it are its own too.
+    const bool shares = !field.values.empty() && field.values.size() <= data_.size() && one_in(48);
+    if (shares) right_ = false;
+    const std::uint64_t size = field.values.size(), begin = data_.size() - (shares ? size : 0), end = begin + size;
     std::string offsets = std::to_string(begin) + ',' + std::to_string(end);
     if (one_in(48)) offsets = flawed_offsets(begin, end);
 
@@ -122,7 +125,7 @@ class File {
     for (std::size_t i = 0; i < keys.size(); ++i) header_ += (i == 0 ? "" : ",") + keys[i];
     header_ += '}';
     if (field.name == "__metadata__") right_ = false;
-    data_.insert(data_.end(), field.values.begin(), field.values.end());
+    if (!shares) data_.insert(data_.end(), field.values.begin(), field.values.end());
     fields_.push_back(std::move(field));
   }
 

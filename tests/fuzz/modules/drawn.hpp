@@ -88,6 +88,7 @@ struct Needs {
   Index dim = 0;                                             ///< features of x
   Index qkv_heads = 0, qkv_features = 0;                     ///< of mod_qkv
   Index mask_heads = 0, mask_features = 0;                   ///< of mod_mask
+  bool squares = false;                                      ///< of positions, in variances, which overflow
   bool qkv_has_positions = true;                             ///< mod_qkv looks at them
 };
 

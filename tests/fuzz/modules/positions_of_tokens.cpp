@@ -43,7 +43,8 @@ Drawn<S> draw_learned_continuous(FuzzedDataProvider& input) {
         {.dim = dim, .depth = depth, .norm = norm, .divide = by.divide, .learned_div = by.learned}, 1);
   };
   return made<S>(dim > 0 && depth > 0 && by.right(), make,
-                 truths::learned_continuous(static_cast<int>(depth), norm, by.divide), {.uses_x = true, .dim = dim});
+                 truths::learned_continuous(static_cast<int>(depth), norm, by.divide),
+                 {.uses_x = true, .dim = dim, .squares = true});
 }
 
 template <class S>

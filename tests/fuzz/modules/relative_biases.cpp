@@ -60,7 +60,7 @@ Drawn<S> draw_dynamic_position_bias(FuzzedDataProvider& input) {
   };
   return made<S>(dim > 0 && heads > 0 && depth > 0 && by.right(), make,
                  truths::dynamic_position_bias(static_cast<int>(depth), norm, by.divide),
-                 {.uses_mask = true, .mask_heads = heads});
+                 {.uses_mask = true, .mask_heads = heads, .squares = true});
 }
 
 /// One module for each hook.
