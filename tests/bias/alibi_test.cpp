@@ -250,6 +250,8 @@ TEST_CASE("ALiBi names what is wrong and writes nothing") {
         "ALiBi::mod_mask: q at index 0 is 1.5e+308; reals must lie within ±2^1022");
   CHECK(message_of<ShapeError>([&] { (void)module.bias(Index{1} << 62, 4); }) ==
         "ALiBi::bias: L1 = 4611686018427387904, L2 = 4; no tensor can be so large");
+  CHECK(message_of<ShapeError>([&] { (void)module.bias(0, Index{1} << 62); }) ==
+        "ALiBi::bias: L1 = 0, L2 = 4611686018427387904; no tensor can be so large");
   CHECK(untouched());
   for_each_parameter(grads, [](std::string_view, const auto& div) { CHECK(div() == 0); });
 }

@@ -13,6 +13,7 @@
 #include "support/catch.hpp"
 #include "support/draw_positions.hpp"
 #include "support/numbers.hpp"
+#include "support/thread_runner.hpp"
 
 namespace {
 
@@ -20,6 +21,7 @@ using namespace posbias;
 using posbias_test::draw;
 using posbias_test::draw_positions;
 using posbias_test::Numbers;
+using posbias_test::ThreadRunner;
 using Logits = Eigen::Tensor<double, 4, Eigen::RowMajor>;
 
 /// A mask and its gradient in tiles are the mask and its gradient.
@@ -87,8 +89,8 @@ TEST_CASE("a relative bias in tiles is the relative bias, wherever its tokens ar
   }
 }
 
-/// Column-major masks large enough for a table of their own have the bits of row-major ones, and so has the adjoint;
-/// and a mask that is made is one of zeros, modified.
+/// Column-major masks large enough for a table of their own have the bits of row-major ones, and so has the adjoint,
+/// whoever runs it; and a mask that is made is one of zeros, modified.
 template <class Bias>
 void check_layouts(const Bias& bias, const PairPositions& at) {
   constexpr Index batches = 3, queries = 67, keys = 90;
@@ -108,10 +110,18 @@ void check_layouts(const Bias& bias, const PairPositions& at) {
   auto grads_by_row = bias.zero_gradients(), grads_by_column = bias.zero_gradients();
   bias.mod_mask_backward(by_row, at, grads_by_row);
   bias.mod_mask_backward(by_column, at, grads_by_column);
-  std::vector<double> a, b;
-  for_each_parameter(grads_by_row, [&](auto, const auto& t) { a.insert(a.end(), t.data(), t.data() + t.size()); });
-  for_each_parameter(grads_by_column, [&](auto, const auto& t) { b.insert(b.end(), t.data(), t.data() + t.size()); });
-  CHECK(a == b);
+  ThreadRunner runner;
+  PairPositions in_threads = at;
+  in_threads.executor = runner;
+  auto grads_in_threads = bias.zero_gradients();
+  bias.mod_mask_backward(by_column, in_threads, grads_in_threads);
+  const auto numbers_of = [](const auto& grads) {
+    std::vector<double> all;
+    for_each_parameter(grads, [&](auto, const auto& t) { all.insert(all.end(), t.data(), t.data() + t.size()); });
+    return all;
+  };
+  CHECK(numbers_of(grads_by_row) == numbers_of(grads_by_column));
+  CHECK(numbers_of(grads_by_row) == numbers_of(grads_in_threads));
 
   bias.mod_mask(by_row, at);
   bias.mod_mask(by_column, at);

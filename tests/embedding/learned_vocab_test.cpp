@@ -165,6 +165,9 @@ TEST_CASE("LearnedVocab names what is wrong and writes nothing") {
   };
   CHECK(message({.pos = Positions::range(103)}) == "pos at index 4 is 107; integers in [0, 107) are needed");
   CHECK(message({.pos = Positions::range(-2)}) == "pos at index 0 is -2; integers in [0, 107) are needed");
+  Tensor<float, 3> one(1, 1, 8);
+  CHECK(message_of<PositionError>([&] { module.mod_x(one, {.pos = Positions::range(107)}); }) ==
+        "LearnedVocab::mod_x: pos at index 0 is 107; integers in [0, 107) are needed");
   Tensor<std::int64_t, 2> ids(2, 4);
   ids.setValues({{0, 106, 3, 3}, {7, -1, 107, 5}});
   CHECK(message({.pos = ids}) == "pos at index 5 is -1; integers in [0, 107) are needed");

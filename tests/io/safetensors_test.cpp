@@ -339,6 +339,9 @@ TEST_CASE("every malformed file is refused by name", "[safetensors]") {
     INFO(c.header);
     CHECK_THAT(refusal(c.header, c.data), contains(c.message));
   }
+  const std::string long_number = "1." + std::string(60, '0');
+  CHECK(refusal(one("\"F32\"", "[" + long_number + "]", "[0,4]"), four)
+            .ends_with("got the number " + long_number.substr(0, 40)));
 }
 
 TEST_CASE("lengths that the file does not hold are refused", "[safetensors]") {

@@ -51,6 +51,8 @@ constexpr std::int64_t highest = std::numeric_limits<std::int64_t>::max();
 TEST_CASE("near distances have a bucket each", "[bucketing]") {
   CHECK(buckets_of({-7, -3, -2, -1, 0, 1, 2, 3, 7}) == std::vector<Index>{7, 3, 2, 1, 0, 17, 18, 19, 23});
   CHECK(buckets_of({-15, -3, -1, 0, 1, 2, 100}, {.bidirectional = false}) == std::vector<Index>{15, 3, 1, 0, 0, 0, 0});
+  CHECK(buckets_of({-3, 0, 1, 100}, {.bidirectional = false, .max_distance = 1 << 20}) ==
+        std::vector<Index>{3, 0, 0, 0});
 }
 
 TEST_CASE("far distances share growing buckets, and the last", "[bucketing]") {

@@ -168,6 +168,11 @@ TEST_CASE("Rotary: which features turn, by how much") {
     for (Index d = 0; d < 8; ++d) q(0, 0, d) = static_cast<double>(d + 1);
     auto k = q;
     Rotary<double>(options).mod_qkv(q, k, k, {.q_k = Positions::range(137)});
+    Eigen::Tensor<double, 3> apart(2, 1, 8);  // features are two apart in memory
+    for (Index d = 0; d < 8; ++d) apart(0, 0, d) = apart(1, 0, d) = static_cast<double>(d + 1);
+    auto other = apart;
+    Rotary<double>(options).mod_qkv(apart, other, other, {.q_k = Positions::range(137)});
+    for (Index d = 0; d < 8; ++d) CHECK(apart(0, 0, d) == q(0, 0, d));
     return flat(q);
   };
   const auto expected = [&](std::vector<std::array<int, 2>> pairs, double width) {
