@@ -386,6 +386,17 @@ TEMPLATE_TEST_CASE("attention is the softmax of all logits: several shares of th
   }
 }
 
+TEMPLATE_TEST_CASE("attention is the softmax of all logits: the first keys are ahead of all queries", "[attention]",
+                   float, double) {
+  Setting setting;
+  setting.scheme = Scheme::alibi_learned;
+  setting.sizes = {2, 5, 40, 2, 1, 3, 2};
+  setting.causal = true;
+  setting.scene = {"descending", Where::listed(0, 5, [](Index, Index i) { return 270 - i; }),
+                   Where::listed(0, 40, [](Index, Index i) { return 300 - i; })};
+  check<TestType>(setting);
+}
+
 TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention]", double) {
   // Of fourth order: errors of some h^4 and 2^-53 / h.
   constexpr double h = 0x1p-10;

@@ -196,6 +196,7 @@ TEST_CASE("RelativePositionBias names what is wrong and writes nothing") {
         "RelativePositionBias::mod_mask: k at index 0 is 1.5e+308; reals must lie within ±2^1022");
   CHECK(message_of<ShapeError>([&] { (void)module(-1, 5, 7); }) ==
         "RelativePositionBias: batch = -1; it must not be negative");
+  CHECK(module(0, 5, 7).size() == 0);
   auto grads = module.zero_gradients();
   auto others = RelativePositionBias<float>({.num_buckets = 48, .n_heads = 2}).zero_gradients();  // as many values
   CHECK(message_of<ShapeError>([&] { module.mod_mask_backward(mask, {}, others); }) ==

@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <string>
 #include <vector>
 
 #include "support/golden.hpp"
+#include "support/numbers.hpp"
 
 namespace {
 
@@ -195,6 +197,32 @@ TEST_CASE("LearnedContinuous starts as torch's Linear and LayerNorm do, by the s
     CHECK(values.at(norm + ".bias") == Row(16, 0));
   }
   CHECK(values.at("div")[0] == Approx(std::log(5)).epsilon(1e-15));
+}
+
+TEST_CASE("LearnedContinuous: gradients of layers that several tasks share are the slope in a direction") {
+  LearnedContinuous<double> module({.dim = 19, .depth = 3}, 5);
+  Numbers numbers(6);
+  Eigen::Tensor<double, 3, Eigen::RowMajor> grad(1, 4, 19);
+  for (Index i = 0; i < grad.size(); ++i) grad.data()[i] = numbers.value();
+  auto grads = module.zero_gradients();
+  module.mod_x_backward(grad, {}, grads);
+  Row direction;
+  double slope = 0;
+  for_each_parameter(grads, [&](std::string_view, const auto& gradient) {
+    for (Index i = 0; i < gradient.size(); ++i) slope += gradient.data()[i] * direction.emplace_back(numbers.value());
+  });
+  const auto at = [&](double step) {
+    auto moved = module;
+    auto from = direction.begin();
+    for_each_parameter(moved, [&](std::string_view, auto& tensor) {
+      for (Index i = 0; i < tensor.size(); ++i) tensor.data()[i] += step * *from++;
+    });
+    auto x = grad;
+    x.setZero();
+    moved.mod_x(x);
+    return std::inner_product(x.data(), x.data() + x.size(), grad.data(), 0.0);
+  };
+  CHECK((at(1e-5) - at(-1e-5)) / 2e-5 == Approx(slope).epsilon(1e-7));
 }
 
 TEST_CASE("LearnedContinuous names what is wrong and writes nothing") {
