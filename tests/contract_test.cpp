@@ -174,6 +174,27 @@ TEST_CASE("contract: the seeds' other calling styles") {
   CHECK(buckets == std::vector<Index>{3, 0});
 }
 
+template <class Learned>
+void check_seed_of_none(const typename Learned::Options& options) {
+  const auto start = [](const Learned& learned) {
+    std::vector<S> all;
+    for_each_parameter(learned, [&](auto, const auto& t) { all.insert(all.end(), t.data(), t.data() + t.size()); });
+    return all;
+  };
+  CHECK(start(Learned(options)) == start(Learned(options, 0)));
+  CHECK(start(Learned(options)) != start(Learned(options, 1)));
+}
+
+TEST_CASE("contract: what learns starts by seed 0 unless told") {
+  check_seed_of_none<LearnedVocab<S>>({.dim = 2, .max_seq_len = 3});
+  check_seed_of_none<LearnedContinuous<S>>({.dim = 2});
+  check_seed_of_none<RelativePositionBias<S>>({});
+  check_seed_of_none<DynamicPositionBias<S>>({.dim = 2, .n_heads = 2});
+  check_seed_of_none<TransformerXL<S>>({.dim = 4, .n_heads = 2});
+  check_seed_of_none<DisentangledBias<S>>({.n_heads = 2, .head_dim = 2, .n_positions = 3});
+  check_seed_of_none<RelativeAttention<S>>({.size = 4, .n_heads = 2});
+}
+
 TEST_CASE("contract: errors") {
   static_assert(std::is_base_of_v<std::invalid_argument, ShapeError> && std::is_base_of_v<Error, ShapeError>);
   static_assert(std::is_base_of_v<std::invalid_argument, OptionError> && std::is_base_of_v<Error, OptionError>);
