@@ -109,7 +109,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     constexpr int rank = detail::Traits<Q>::rank;
     const Views views = checked("forward", call, rows(queries), rows(keys), rows(values));
     Result<Q> result{make<Q, rank>(pooled_shape(views)), make<Q, rank + 1>(logits_shape(views))};
-    detail::RelativeAttentionForward<Scalar>(views, rows(result.pooled), pairs(result.logits)).run();
+    compute(views, rows(result.pooled), pairs(result.logits));
     return result;
   }
 
@@ -118,7 +118,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   [[nodiscard]] auto operator()(const Q& queries, const K& keys, const Call& call = {}) const {
     const Views views = checked("forward", call, rows(queries), rows(keys));
     auto logits = make<Q, detail::Traits<Q>::rank + 1>(logits_shape(views));
-    detail::RelativeAttentionForward<Scalar>(views, {}, pairs(logits)).run();
+    compute(views, {}, pairs(logits));
     return logits;
   }
 
@@ -132,7 +132,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     check_shape(hook, "logits", pairs(logits), logits_shape(views));
     check_writable(hook, "pooled", pooled, call, logits, queries, keys, values);
     check_writable(hook, "logits", logits, call, queries, keys, values);
-    detail::RelativeAttentionForward<Scalar>(views, rows(pooled), pairs(logits)).run();
+    compute(views, rows(pooled), pairs(logits));
   }
   /// The same without values: logits only, which are written.
   template <WritableTensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
@@ -141,7 +141,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     const Views views = checked(hook, call, rows(queries), rows(keys));
     check_shape(hook, "logits", pairs(logits), logits_shape(views));
     check_writable(hook, "logits", logits, call, queries, keys);
-    detail::RelativeAttentionForward<Scalar>(views, {}, pairs(logits)).run();
+    compute(views, {}, pairs(logits));
   }
 
   /// Adjoint, where nothing but pooled was used. Adds to all gradients; the logits are those that forward returned, the
@@ -244,6 +244,18 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     return detail::checked_call(name, hook, options_, this->parameters_, call, queries, keys, values);
   }
 
+  /// Whether there is a query with a key. If not, there may be no memory to point to either.
+  [[nodiscard]] bool any_pair(const Views& views) const { return logits_shape(views).count() > 0; }
+
+  /// Writes logits and, if there are values, pooled, which are zeros without keys.
+  void compute(const Views& views, const detail::TensorView<Scalar, 2>& pooled,
+               const detail::TensorView<Scalar, 3>& logits) const {
+    if (any_pair(views))
+      detail::RelativeAttentionForward<Scalar>(views, pooled, logits).run();
+    else if (views.values)
+      std::fill_n(pooled.data, pooled.whole_shape().count(), Scalar(0));
+  }
+
   void differentiate(const Views& views, const Call& call,
                      const detail::RelativeAttentionGradientViews<Scalar>& gradients, Gradients& grads) const {
     constexpr std::string_view hook = "backward";
@@ -284,7 +296,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
       check_one_or_apart("grad_queries", gradients.queries, *gradients.values);
       check_one_or_apart("grad_keys", gradients.keys, *gradients.values);
     }
-    detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
+    if (any_pair(views)) detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
   }
 
   Options options_;
