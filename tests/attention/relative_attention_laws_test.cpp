@@ -1255,6 +1255,16 @@ TEST_CASE("positions are the relative positions that they make", "[relative_atte
                     });
   }
   {
+    INFO("all keys but one");
+    Eigen::Tensor<int, 1> k(32);
+    for (Index j = 0; j < 32; ++j) k(j) = static_cast<int>(100 + j * j % 17);
+    check_positions(line, {{.k = k}}, [&](Index, Index i, Index j, Index, std::int64_t& relative) {
+      if (j < 1) return false;
+      relative = k(j - 1) - i;
+      return true;
+    });
+  }
+  {
     INFO("none for any query");
     const Eigen::Tensor<int, 1> none(0);
     check_positions(line, {{.q = none}}, [](Index, Index, Index, Index, std::int64_t&) { return false; });

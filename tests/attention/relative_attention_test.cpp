@@ -813,6 +813,22 @@ TEST_CASE("RelativeAttention: no batch entry, no query, no key") {
     }
 }
 
+TEST_CASE("RelativeAttention: more batch entries than are kept at a time") {
+  // A head of 1000 keys with 2048 rows of the table is half of what is kept.
+  const RelativeAttention<float> layer({.size = 8, .n_heads = 1, .n_positions = 2048, .mode = {p2c}}, 3);
+  Eigen::Tensor<float, 3, Eigen::RowMajor> queries(3, 1, 8), keys(3, 1000, 8);
+  for (Index i = 0; i < queries.size(); ++i) queries.data()[i] = static_cast<float>(i % 7 - 3);
+  for (Index i = 0; i < keys.size(); ++i) keys.data()[i] = static_cast<float>(i % 11 - 5);
+  const RelativeAttentionCall call{.positions = {{.q = Positions::range(500)}}};
+  const auto [pooled, logits] = layer(queries, keys, keys, call);
+  for (Index n = 0; n < 3; ++n) {
+    const Eigen::Tensor<float, 2, Eigen::RowMajor> query = queries.chip(n, 0), key = keys.chip(n, 0);
+    const auto alone = layer(query, key, key, call);
+    CHECK(std::equal(alone.pooled.data(), alone.pooled.data() + 8, pooled.data() + n * 8));
+    CHECK(std::equal(alone.logits.data(), alone.logits.data() + 1000, logits.data() + n * 1000));
+  }
+}
+
 TEST_CASE("RelativeAttention: no mask is a mask of true, and a query that may see nothing sees all alike") {
   const Layer layer(fitting, 3);
   Everything tensors;

@@ -708,6 +708,7 @@ TEST_CASE("DisentangledBias: options that cannot be are refused by name") {
   same(refused(good), "<nothing thrown>");
   same(refused({}), name + "n_heads = 0" + required);
   same(with(&Options::n_heads, -1), name + "n_heads = -1" + required);
+  same(refused({.n_heads = 2, .n_positions = 4}), name + "head_dim = 0" + required);
   same(with(&Options::head_dim, 0), name + "head_dim = 0" + required);
   same(with(&Options::head_dim, -3), name + "head_dim = -3" + required);
   same(with(&Options::n_positions, 0), name + "n_positions = 0" + required);

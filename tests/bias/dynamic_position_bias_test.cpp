@@ -127,6 +127,15 @@ TEST_CASE("DynamicPositionBias: at depth 1 a straight line for each head, subtra
   CHECK(grads.at("mlp.0.0.weight") == Values{16 * 9.5, -8 * 9.5});
 }
 
+TEST_CASE("DynamicPositionBias: some of the heads are those of all") {
+  const DynamicPositionBias<double> module({.dim = 5, .n_heads = 4}, 1);
+  const Values relative{100, -101.5, 137};
+  Values all(12), some(6);
+  module.evaluate(relative, 0, 4, all.data());
+  module.evaluate(relative, 1, 2, some.data());
+  CHECK(some == Values(all.begin() + 3, all.begin() + 9));
+}
+
 TEST_CASE("DynamicPositionBias: one head and one feature, queries and keys without a position") {
   DynamicPositionBias<double> module({.dim = 1, .n_heads = 1});
   set_parameters(module, {{"mlp.0.0.weight", {1}}, {"mlp.0.0.bias", {3}}, {"mlp.1.weight", {2}}, {"mlp.1.bias", {1}}});

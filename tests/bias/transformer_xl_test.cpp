@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -462,6 +464,39 @@ TEST_CASE("TransformerXL: one feature a head, and one head") {
   query.setZero();
   CHECK(flat(single.make_mask(query, query, query, {.q = Positions::range(137), .k = Positions::range(100)}))[0] ==
         Approx(4 * std::cos(0.37)).epsilon(1e-14));
+}
+
+TEST_CASE("TransformerXL: gradients of more features than are projected at a time") {
+  // The mask is linear in the weight, so a step of 1 changes its sum by the gradient.
+  TransformerXL<double> module({.dim = 130, .n_heads = 1}, 1);
+  Tensor<double> q(1, 2, 1, 130), k(1, 3, 1, 130), mask(1, 1, 2, 3), grad_mask = mask;
+  for (Index i = 0; i < q.size(); ++i) q.data()[i] = static_cast<double>(i % 7) - 3;
+  k.setZero();
+  grad_mask.setConstant(1);
+  const PairPositions at{.q = Positions::range(100)};
+  Tensor<double> grad_q = q, grad_k = k, grad_v = k;
+  auto grads = module.zero_gradients();
+  module.mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, k, at, grads);
+
+  const auto sum_of_mask = [&] {
+    const Values values = flat(module.make_mask(q, k, k, at));
+    return std::accumulate(values.begin(), values.end(), 0.0);
+  };
+  const double before = sum_of_mask();
+  for (const Index row : {0, 63, 64, 129}) {
+    double gradient = 0;
+    for_each_parameter(grads, [&](std::string_view name, const auto& tensor) {
+      if (name == "embed_lin.weight") gradient = tensor.data()[row * 130 + 1];
+    });
+    const auto step = [&](double by) {
+      for_each_parameter(module, [&](std::string_view name, auto& tensor) {
+        if (name == "embed_lin.weight") tensor.data()[row * 130 + 1] += by;
+      });
+    };
+    step(1);
+    CHECK(sum_of_mask() - before == Approx(gradient).margin(1e-11));
+    step(-1);
+  }
 }
 
 TEST_CASE("TransformerXL: rows and columns of tokens without a position get no bias, and give no gradient") {
