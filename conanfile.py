@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""posbias for Conan 2: the headers. conan create . --build=missing"""
+"""posbias for Conan 2: the headers. conan create . -s compiler.cppstd=20 --build=missing"""
 import re
 from pathlib import Path
 
@@ -45,17 +45,20 @@ class Posbias(ConanFile):
         self.info.clear()
 
     def package_info(self):
-        self.cpp_info.bindirs = []
-        self.cpp_info.libdirs = []
-        core = self.cpp_info.components["posbias"]
+        # The whole package has a target too, which must not have the core's name.
+        self.cpp_info.set_property("cmake_target_name", "posbias::everything")
+        core = self.cpp_info.components["core"]
         core.requires = ["eigen::eigen"]
         core.set_property("cmake_target_name", "posbias::posbias")
         parallel = self.cpp_info.components["parallel"]
-        parallel.requires = ["posbias"]
+        parallel.requires = ["core"]
         parallel.set_property("cmake_target_name", "posbias::parallel")
         if self.settings.os in ("Linux", "FreeBSD"):
             parallel.system_libs = ["pthread"]
         if self.options.io:
             io = self.cpp_info.components["io"]
-            io.requires = ["posbias", "nlohmann_json::nlohmann_json"]
+            io.requires = ["core", "nlohmann_json::nlohmann_json"]
             io.set_property("cmake_target_name", "posbias::io")
+        for component in self.cpp_info.components.values():
+            component.bindirs = []
+            component.libdirs = []

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The version, by semantic versioning; CMake reads it from here. The library's only macros.
+/// The version, by semantic versioning; CMake reads it from here. The only macros of the library's own.
 #pragma once
 
 #define POSBIAS_VERSION_MAJOR 0  ///< incompatible changes

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def syntax_tree():
     source = WORK / "all.cpp"
     source.parent.mkdir(parents=True, exist_ok=True)
     source.write_text("".join(f'#include "{header}"\n' for header in headers))
-    prefixes = ["/usr", "/usr/local", *filter(None, os.environ.get("CMAKE_PREFIX_PATH", "").split(":"))]
+    prefixes = [*filter(None, os.environ.get("CMAKE_PREFIX_PATH", "").split(":")), "/usr", "/usr/local"]
     include = [f"-I{prefix}/include{folder}" for prefix in prefixes for folder in ("/eigen3", "")]
     text = subprocess.run(
         ["clang++", "-std=c++20", "-fsyntax-only", "-w", f"-I{HEADERS.parent}", *include, "-Xclang", "-ast-dump=json",
@@ -390,6 +390,12 @@ def main():
     for tree in syntax_tree():
         finder.visit(tree)
     texts, mutants = mutated(finder.found())
+    if len(mutants) > 16384:
+        sys.exit("mutants.hpp has room for 16384 mutants")
+    there = Counter((mutant.file, mutant.text) for mutant in mutants)
+    for file, text in known_equivalents():
+        if there[file, text] != 1:
+            sys.exit(f"equivalent.txt: {there[file, text]} mutants, not one, are {file}: {text}")
     write_tree(texts)
     print(f"{len(mutants)} mutants; building the tests with them", file=sys.stderr)
     build(arguments.jobs)
