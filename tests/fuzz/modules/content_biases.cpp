@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Biases that look at queries and keys, of random options.
+/// Biases that look at queries and keys, of random options, and modules composed.
 #include "fuzz/modules/drawn.hpp"
+#include "posbias/bias/alibi.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/transformer_xl.hpp"
+#include "posbias/core/compose.hpp"
+#include "posbias/embedding/sinusoidal.hpp"
+#include "posbias/rotation/rotary.hpp"
 
 namespace posbias_fuzz {
 
@@ -71,9 +75,31 @@ Drawn<S> draw_disentangled_bias(FuzzedDataProvider& input) {
                  truths::disentangled_bias(shape), {.uses_mask = true, .mask_heads = heads, .mask_features = head_dim});
 }
 
-template Drawn<float> draw_transformer_xl(FuzzedDataProvider&);
-template Drawn<double> draw_transformer_xl(FuzzedDataProvider&);
-template Drawn<float> draw_disentangled_bias(FuzzedDataProvider&);
-template Drawn<double> draw_disentangled_bias(FuzzedDataProvider&);
+/// One module for each hook.
+template <class S>
+Drawn<S> draw_composed(FuzzedDataProvider& input) {
+  const Index dim = 2 * input.ConsumeIntegralInRange<Index>(1, 4),
+              head_dim = 2 * input.ConsumeIntegralInRange<Index>(1, 4);
+  const Index heads = input.ConsumeIntegralInRange<Index>(1, 4);
+  const auto make = [&] {
+    return posbias::Compose(posbias::Sinusoidal<S>({.dim = dim}), posbias::Rotary<S>({.head_dim = head_dim}),
+                            posbias::ALiBi<S>({.n_heads = heads}));
+  };
+  Truth truth = truths::sinusoidal(static_cast<int>(dim), false, 1);
+  const Truth rotary = truths::rotary({.H = static_cast<int>(head_dim), .rotated = static_cast<int>(head_dim)}, 1);
+  truth.change_query = rotary.change_query;
+  truth.change_key = rotary.change_key;
+  truth.bias = truths::alibi({static_cast<int>(heads), static_cast<int>(heads), false}, 1).bias;
+  return made<S>(
+      true, make, std::move(truth),
+      {.uses_x = true, .uses_qkv = true, .uses_mask = true, .dim = dim, .qkv_features = head_dim, .mask_heads = heads});
+}
+
+template <class S>
+std::vector<Draw<S>> content_biases() {
+  return {draw_transformer_xl<S>, draw_disentangled_bias<S>, draw_composed<S>};
+}
+template std::vector<Draw<float>> content_biases();
+template std::vector<Draw<double>> content_biases();
 
 }  // namespace posbias_fuzz

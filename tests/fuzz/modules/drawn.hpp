@@ -132,24 +132,14 @@ inline Divisor draw_divisor(FuzzedDataProvider& input) {
 }
 
 template <class S>
-Drawn<S> draw_sinusoidal(FuzzedDataProvider& input);
+using Draw = Drawn<S> (*)(FuzzedDataProvider&);
+
+/// The modules of each file. A corpus knows them by their places: a new one comes last.
 template <class S>
-Drawn<S> draw_learned_vocab(FuzzedDataProvider& input);
+std::vector<Draw<S>> positions_of_tokens();
 template <class S>
-Drawn<S> draw_learned_continuous(FuzzedDataProvider& input);
+std::vector<Draw<S>> relative_biases();
 template <class S>
-Drawn<S> draw_rotary(FuzzedDataProvider& input);
-template <class S>
-Drawn<S> draw_alibi(FuzzedDataProvider& input);
-template <class S>
-Drawn<S> draw_relative_position_bias(FuzzedDataProvider& input);
-template <class S>
-Drawn<S> draw_dynamic_position_bias(FuzzedDataProvider& input);
-template <class S>
-Drawn<S> draw_transformer_xl(FuzzedDataProvider& input);
-template <class S>
-Drawn<S> draw_disentangled_bias(FuzzedDataProvider& input);
-template <class S>
-Drawn<S> draw_composed(FuzzedDataProvider& input);
+std::vector<Draw<S>> content_biases();
 
 }  // namespace posbias_fuzz

@@ -266,18 +266,13 @@ class Call {
 
 template <class S>
 void run(FuzzedDataProvider& input) {
-  using Draw = Drawn<S> (*)(FuzzedDataProvider&);
-  constexpr Draw draws[] = {draw_sinusoidal<S>,
-                            draw_learned_vocab<S>,
-                            draw_learned_continuous<S>,
-                            draw_rotary<S>,
-                            draw_alibi<S>,
-                            draw_relative_position_bias<S>,
-                            draw_dynamic_position_bias<S>,
-                            draw_transformer_xl<S>,
-                            draw_disentangled_bias<S>,
-                            draw_composed<S>};
-  const Drawn<S> module = draws[input.ConsumeIntegralInRange<std::size_t>(0, std::size(draws) - 1)](input);
+  static const std::vector<Draw<S>> draws = [] {
+    std::vector<Draw<S>> all = positions_of_tokens<S>();
+    for (const auto& more : {relative_biases<S>(), content_biases<S>()})
+      all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }();
+  const Drawn<S> module = draws[input.ConsumeIntegralInRange<std::size_t>(0, draws.size() - 1)](input);
   if (module.hooks) Call<S>(input, module).check();
 }
 

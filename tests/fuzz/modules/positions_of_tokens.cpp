@@ -79,13 +79,11 @@ Drawn<S> draw_rotary(FuzzedDataProvider& input) {
                  {.uses_qkv = true, .qkv_features = head_dim});
 }
 
-template Drawn<float> draw_sinusoidal(FuzzedDataProvider&);
-template Drawn<double> draw_sinusoidal(FuzzedDataProvider&);
-template Drawn<float> draw_learned_vocab(FuzzedDataProvider&);
-template Drawn<double> draw_learned_vocab(FuzzedDataProvider&);
-template Drawn<float> draw_learned_continuous(FuzzedDataProvider&);
-template Drawn<double> draw_learned_continuous(FuzzedDataProvider&);
-template Drawn<float> draw_rotary(FuzzedDataProvider&);
-template Drawn<double> draw_rotary(FuzzedDataProvider&);
+template <class S>
+std::vector<Draw<S>> positions_of_tokens() {
+  return {draw_sinusoidal<S>, draw_learned_vocab<S>, draw_learned_continuous<S>, draw_rotary<S>};
+}
+template std::vector<Draw<float>> positions_of_tokens();
+template std::vector<Draw<double>> positions_of_tokens();
 
 }  // namespace posbias_fuzz

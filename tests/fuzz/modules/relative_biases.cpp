@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Biases of relative positions alone, of random options, and modules composed.
+/// Biases of relative positions alone, of random options.
 #include "fuzz/modules/drawn.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
-#include "posbias/core/compose.hpp"
-#include "posbias/embedding/sinusoidal.hpp"
-#include "posbias/rotation/rotary.hpp"
 
 namespace posbias_fuzz {
 
@@ -63,33 +60,11 @@ Drawn<S> draw_dynamic_position_bias(FuzzedDataProvider& input) {
                  {.uses_mask = true, .mask_heads = heads, .squares = true});
 }
 
-/// One module for each hook.
 template <class S>
-Drawn<S> draw_composed(FuzzedDataProvider& input) {
-  const Index dim = 2 * input.ConsumeIntegralInRange<Index>(1, 4),
-              head_dim = 2 * input.ConsumeIntegralInRange<Index>(1, 4);
-  const Index heads = input.ConsumeIntegralInRange<Index>(1, 4);
-  const auto make = [&] {
-    return posbias::Compose(posbias::Sinusoidal<S>({.dim = dim}), posbias::Rotary<S>({.head_dim = head_dim}),
-                            ALiBi<S>({.n_heads = heads}));
-  };
-  Truth truth = truths::sinusoidal(static_cast<int>(dim), false, 1);
-  const Truth rotary = truths::rotary({.H = static_cast<int>(head_dim), .rotated = static_cast<int>(head_dim)}, 1);
-  truth.change_query = rotary.change_query;
-  truth.change_key = rotary.change_key;
-  truth.bias = truths::alibi({static_cast<int>(heads), static_cast<int>(heads), false}, 1).bias;
-  return made<S>(
-      true, make, std::move(truth),
-      {.uses_x = true, .uses_qkv = true, .uses_mask = true, .dim = dim, .qkv_features = head_dim, .mask_heads = heads});
+std::vector<Draw<S>> relative_biases() {
+  return {draw_alibi<S>, draw_relative_position_bias<S>, draw_dynamic_position_bias<S>};
 }
-
-template Drawn<float> draw_alibi(FuzzedDataProvider&);
-template Drawn<double> draw_alibi(FuzzedDataProvider&);
-template Drawn<float> draw_relative_position_bias(FuzzedDataProvider&);
-template Drawn<double> draw_relative_position_bias(FuzzedDataProvider&);
-template Drawn<float> draw_dynamic_position_bias(FuzzedDataProvider&);
-template Drawn<double> draw_dynamic_position_bias(FuzzedDataProvider&);
-template Drawn<float> draw_composed(FuzzedDataProvider&);
-template Drawn<double> draw_composed(FuzzedDataProvider&);
+template std::vector<Draw<float>> relative_biases();
+template std::vector<Draw<double>> relative_biases();
 
 }  // namespace posbias_fuzz
