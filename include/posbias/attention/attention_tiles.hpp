@@ -54,10 +54,10 @@ class AttentionTiles {
   [[nodiscard]] Index value_features() const { return v.shape[2]; }
 
   /// The most queries and keys in a tile; keys in whole lanes.
-  [[nodiscard]] Index most_queries() const { return std::min(queries(), queries_per_block); }
-  [[nodiscard]] Index most_keys() const { return std::min(whole_lanes<Scalar>(keys()), keys_per_block); }
+  [[nodiscard]] Index most_queries() const { return (std::min)(queries(), queries_per_block); }
+  [[nodiscard]] Index most_keys() const { return (std::min)(whole_lanes<Scalar>(keys()), keys_per_block); }
   /// How many keys the block from `key` on has.
-  [[nodiscard]] Index block_keys(Index key) const { return std::min(keys_per_block, keys() - key); }
+  [[nodiscard]] Index block_keys(Index key) const { return (std::min)(keys_per_block, keys() - key); }
 
   /// Tokens of a head as a matrix (tokens, features).
   static Factor<Scalar> rows_of(const View& tensor, Index batch, Index token, Index head) {
@@ -79,7 +79,7 @@ class AttentionTiles {
     Index row = 0;
     for_each_head(share, [&](Index h) {
       for (Index i = 0; i < share.queries; i += queries_per_block) {
-        const Index count = std::min(queries_per_block, share.queries - i);
+        const Index count = (std::min)(queries_per_block, share.queries - i);
         Tile tile{memory, 0, most_keys(), 1, share.batch, h, 1, share.query + i, count, key, block_keys(key)};
         if (causal) {
           const KeyRange seen = causal->visible(tile);

@@ -27,8 +27,8 @@ struct KeyRange {
 class CausalOrder {
  public:
   CausalOrder(const PairLocations& at, Index queries, Index keys)
-      : queries_(at.q, queries, at.q.integral() && at.k.integral(), std::numeric_limits<std::int64_t>::max()),
-        keys_(at.k, keys, at.q.integral() && at.k.integral(), std::numeric_limits<std::int64_t>::min()) {}
+      : queries_(at.q, queries, at.q.integral() && at.k.integral(), (std::numeric_limits<std::int64_t>::max)()),
+        keys_(at.k, keys, at.q.integral() && at.k.integral(), (std::numeric_limits<std::int64_t>::min)()) {}
 
   /// The keys of a tile from the first to the last that any of its queries sees, counted from `tile.key`.
   template <class S>
@@ -77,7 +77,7 @@ class CausalOrder {
   /// The bits of positive reals ascend with them, those of negative ones descend; both zeros become 0.
   static std::int64_t ascending(double position) {
     const auto bits = std::bit_cast<std::int64_t>(position);
-    return bits >= 0 ? bits : std::numeric_limits<std::int64_t>::min() - bits;
+    return bits >= 0 ? bits : (std::numeric_limits<std::int64_t>::min)() - bits;
   }
 
   Side queries_, keys_;

@@ -103,7 +103,7 @@ class AttentionForward {
     Scalar& top = top_[static_cast<std::size_t>(row)];
     double& sum = sum_[static_cast<std::size_t>(row)];
     Lane<Scalar> most = Lane<Scalar>::Constant(top);
-    for (Index j = 0; j < count; j += lanes<Scalar>) most = most.max(Values(logits + j));
+    for (Index j = 0; j < count; j += lanes<Scalar>) most = (most.max)(Values(logits + j));
     const Scalar before = std::exchange(top, most.maxCoeff());
     if (before != top) {
       const Scalar shrunk = std::exp(before - top);
@@ -163,7 +163,7 @@ void attention_forward(const AttentionTiles<Scalar, Prepared>& tiles, const Atte
   executor.parallel_for(tiles.batches() * tiles.key_heads() * shares, [&](Index task) {
     const Index query = task % shares * per_task;
     const QueryShare share{task / shares / tiles.key_heads(), task / shares % tiles.key_heads(), query,
-                           std::min(per_task, tiles.queries() - query)};
+                           (std::min)(per_task, tiles.queries() - query)};
     AttentionForward<Scalar, Prepared>(tiles, share, results).run();
   });
 }

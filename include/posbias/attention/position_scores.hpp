@@ -44,14 +44,15 @@ class PositionScores {
   PositionScores(const RelativePositionTable<Scalar>& table, bool to_queries, Index heads, const TableRange& read,
                  Scalar scale, For what, const Executor& executor)
       : all_(read),
-        positions_(std::min(all_.width, table.positions() - all_.begin)),
+        positions_((std::min)(all_.width, table.positions() - all_.begin)),
         outputs_(table.outputs()),
         heads_(heads),
         features_(outputs_ / (table.key.groups() * heads)),
         scale_(scale) {
     Workspace<Scalar> projected(positions_ * outputs_);
     table.project(to_queries, all_.begin, positions_, projected.data(), executor);
-    const Index size = std::max(packed_size<Scalar>(features_, positions_), packed_size<Scalar>(positions_, features_));
+    const Index size =
+        (std::max)(packed_size<Scalar>(features_, positions_), packed_size<Scalar>(positions_, features_));
     const Index matrices = outputs_ / features_;
     memory_.make_room(matrices * size);
     packed_.resize(static_cast<std::size_t>(matrices));
@@ -79,10 +80,10 @@ class PositionScores {
   /// coordinate touches the same entries.
   void score_backward(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens,
                       const Window& window, const Scalar* grad_scores, Scalar* grad_content, double* grad_table) const {
-    const Index first_row = window.begin - first(), positions = std::min(window.width, positions_ - first_row);
+    const Index first_row = window.begin - first(), positions = (std::min)(window.width, positions_ - first_row);
     if (positions <= 0) return;  // no row is read, and there may be no table
     const Index columns = whole_lanes<Scalar>(features_);
-    Workspace<Scalar> product(std::max(tokens, positions) * columns), packed(packed_size<Scalar>(tokens, features_));
+    Workspace<Scalar> product((std::max)(tokens, positions) * columns), packed(packed_size<Scalar>(tokens, features_));
     multiply<Sum::fresh>(tokens, features_, positions, Factor<Scalar>{grad_scores, window.width, 1},
                          packed_[number(head, coordinate)].from(first_row, 0), product.data(), columns);
     for (Index i = 0; i < tokens; ++i)
@@ -136,8 +137,8 @@ struct ScoreRows {
   [[gnu::always_inline]] void prefetch(const std::int32_t* one, const std::int32_t* other, Index keys) const {
     constexpr Index most = 2 * RelativeIndex::together;
     for (Index j = 0; j < keys; ++j) {
-      const Index first = std::min(one[j], other[j]), last = std::max(one[j], other[j]);
-      detail::prefetch(data + j * stride + first - begin, std::min(last + 1 - first, most));
+      const Index first = (std::min)(one[j], other[j]), last = (std::max)(one[j], other[j]);
+      detail::prefetch(data + j * stride + first - begin, (std::min)(last + 1 - first, most));
     }
   }
 };
@@ -199,7 +200,7 @@ class KeyScores {
     for (Index first = 0; first < std::ssize(ranges); first += keys)  // of a coordinate
       for (Index key = 0; key < keys; key += together) {
         TableRange range;
-        for (Index j = key; j < std::min(key + together, keys); ++j)
+        for (Index j = key; j < (std::min)(key + together, keys); ++j)
           range.add(ranges[static_cast<std::size_t>(first + j)]);
         scores += together * windows_.emplace_back(range).width;
       }
@@ -211,7 +212,7 @@ class KeyScores {
     const Index together = together_, blocks = (keys + together - 1) / together;
     for (std::size_t b = 0; b < windows_.size(); ++b) {
       const Index coordinate = static_cast<Index>(b) / blocks, key = static_cast<Index>(b) % blocks * together;
-      visit(coordinate, key, std::min(together, keys - key), windows_[b], rows_[b].data);
+      visit(coordinate, key, (std::min)(together, keys - key), windows_[b], rows_[b].data);
     }
   }
 

@@ -98,7 +98,7 @@ class RelativeAttentionBackward {
       for (Index n = 0; n < call_.queries.batches(); ++n) {
         project_keys(n);
         for (Index first = 0; first < pass_.queries; first += most_queries)
-          add_queries(n, first, std::min(most_queries, pass_.queries - first));
+          add_queries(n, first, (std::min)(most_queries, pass_.queries - first));
         if (call_.p2c)
           grad_key_scores_.score_backward(*pass_.of_keys, h_, k_.data(), pass_.width, pass_.keys, grad_k_.data(),
                                           to_.grad_query_table_.data());

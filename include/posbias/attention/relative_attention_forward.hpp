@@ -35,12 +35,12 @@ class RelativeAttentionForward {
         std::clamp<Index>(most_values / std::max<Index>(heads * most_of_head(), 1), 1, std::max<Index>(batches, 1));
     std::vector<KeyHead> key_heads(at(entries * heads));
     for (Index first = 0; first < batches; first += entries) {
-      const Index count = std::min(entries, batches - first);
+      const Index count = (std::min)(entries, batches - first);
       call_.executor.parallel_for(count * heads,
                                   [&](Index task) { fill(key_heads[at(task)], first + task / heads, task % heads); });
       call_.executor.parallel_for(count * blocks, [&](Index task) {
         const Index n = task / blocks, query = task % blocks * together;
-        attend(&key_heads[at(n * heads)], first + n, query, std::min(together, pass_.queries - query));
+        attend(&key_heads[at(n * heads)], first + n, query, (std::min)(together, pass_.queries - query));
       });
     }
   }
@@ -64,7 +64,7 @@ class RelativeAttentionForward {
   }
 
   void fill(KeyHead& head, Index n, Index h) const {
-    Workspace<Scalar> rows(pass_.keys * std::max(pass_.width, pass_.value_width));
+    Workspace<Scalar> rows(pass_.keys * (std::max)(pass_.width, pass_.value_width));
     pass_.project_keys(n, h, rows.data());
     if (call_.c2c) {
       head.k_memory.make_room(packed_size<Scalar>(pass_.H, pass_.keys));

@@ -40,7 +40,7 @@ namespace detail {
 inline RelativeAttentionOptions completed(std::string_view layer, RelativeAttentionOptions o) {
   const auto reject_option = [&](const auto&... parts) { fail<OptionError>(layer, ": ", parts...); };
   const auto require = [&](std::string_view option, Index value, Index least) {
-    constexpr Index most = std::numeric_limits<std::int32_t>::max();  // so that no product of two overflows
+    constexpr Index most = (std::numeric_limits<std::int32_t>::max)();  // so that no product of two overflows
     if (value < least) reject_option(option, " = ", value, "; it must be at least ", least);
     if (value > most) reject_option(option, " = ", value, "; it must be at most ", most);
   };

@@ -84,7 +84,7 @@ class RelativeAttentionPass {
     for_each_masked(n, i, h, [&](Index j) { row[j] = masked; });
     std::fill(row + keys, row + key_width, -infinity);
     Lane<Scalar> most = Lane<Scalar>::Constant(-infinity);
-    for (Index j = 0; j < key_width; j += lanes<Scalar>) most = most.max(Values(row + j));
+    for (Index j = 0; j < key_width; j += lanes<Scalar>) most = (most.max)(Values(row + j));
     const Scalar top = most.maxCoeff(), reference = top == -infinity ? Scalar(0) : top;
     double sum = 0;
     for_each_key_block([&](Index first, Index count) {
@@ -103,7 +103,7 @@ class RelativeAttentionPass {
   template <class Visit>
   void for_each_key_block(const Visit& visit) const {
     constexpr Index most = 256;
-    for (Index first = 0; first < keys; first += most) visit(first, std::min(most, keys - first));
+    for (Index first = 0; first < keys; first += most) visit(first, (std::min)(most, keys - first));
   }
 
   /// product (rows, features in whole lanes) = a (rows, keys), its rows `key_width` apart, · b (keys, features).
@@ -141,10 +141,10 @@ class RelativeAttentionPass {
     const auto* index = reads.rows.data() + coordinate * count * keys;
     auto block = static_cast<std::size_t>(coordinate * ((keys + of_block - 1) / of_block));
     for (Index key = 0; key < keys; key += of_block, ++block, index += of_block) {
-      const Index next = std::min(of_block, keys - key - of_block);
+      const Index next = (std::min)(of_block, keys - key - of_block);
       if (next > 0 && call.p2c)
         scores.rows()[block + 1].prefetch(index + of_block, index + of_block + (count - 1) * keys, next);
-      for (Index i = 0; i < count; ++i) visit(block, i, key, std::min(of_block, keys - key), index + i * keys);
+      for (Index i = 0; i < count; ++i) visit(block, i, key, (std::min)(of_block, keys - key), index + i * keys);
     }
   }
 

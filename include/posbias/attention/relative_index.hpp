@@ -40,15 +40,15 @@ inline OptionalView<2, bool> fit_pairs(std::string_view module, std::string_view
 
 /// Rows [begin, end) of a table.
 struct TableRange {
-  Index begin = std::numeric_limits<Index>::max(), end = 0;
+  Index begin = (std::numeric_limits<Index>::max)(), end = 0;
 
   [[nodiscard]] bool empty() const { return begin >= end; }
 
   /// Grows to have a row, or a range.
   void add(Index row) { add(TableRange{row, row + 1}); }
   void add(const TableRange& other) {
-    begin = std::min(begin, other.begin);
-    end = std::max(end, other.end);
+    begin = (std::min)(begin, other.begin);
+    end = (std::max)(end, other.end);
   }
 };
 
@@ -107,12 +107,12 @@ class RelativeIndex {
     std::vector<TableRange> ranges(size(sizes_.coordinates * sizes_.keys));
     std::vector<Row> row(size(sizes_.keys)), least, most;
     for (Index x = 0; x < sizes_.coordinates; ++x) {
-      least.assign(row.size(), std::numeric_limits<Row>::max());
+      least.assign(row.size(), (std::numeric_limits<Row>::max)());
       most.assign(row.size(), -1);
       for (Index i = 0; i < sizes_.queries; ++i) {
         rows(n, i, x, row.data());
-        for (std::size_t j = 0; j < row.size(); ++j) least[j] = std::min(least[j], row[j]);
-        for (std::size_t j = 0; j < row.size(); ++j) most[j] = std::max(most[j], row[j]);
+        for (std::size_t j = 0; j < row.size(); ++j) least[j] = (std::min)(least[j], row[j]);
+        for (std::size_t j = 0; j < row.size(); ++j) most[j] = (std::max)(most[j], row[j]);
       }
       for (std::size_t j = 0; j < row.size(); ++j) ranges[size(x * sizes_.keys) + j] = {least[j], Index{most[j]} + 1};
     }
@@ -140,8 +140,8 @@ class RelativeIndex {
       const PairLocations& found =
           located_.emplace_back(module, where, at, sizes_.leading, sizes_.queries, sizes_.keys);
       found.require_integers(module, where, at);
-      first_query_ = std::max(first_query_, found.q.first());
-      first_key_ = std::max(first_key_, found.k.first());
+      first_query_ = (std::max)(first_query_, found.q.first());
+      first_key_ = (std::max)(first_key_, found.k.first());
     }
   }
 

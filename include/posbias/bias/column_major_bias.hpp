@@ -73,7 +73,7 @@ class ColumnMajorBias {
       executor.parallel_for((width + band - 1) / band, [&](Index task) {
         for (Index j = 0; j < keys; ++j) {
           const Index first = piece.column + column - j;  // that the key reads
-          const Index begin = std::max(first, task * band), end = std::min(first + piece.count, (task + 1) * band);
+          const Index begin = (std::max)(first, task * band), end = (std::min)(first + piece.count, (task + 1) * band);
           if (begin >= end) continue;
           const Scalar* logits =
               gradient.data + (first_key + j) * gradient.strides[2] + (piece.key + begin - first) * lanes_;
@@ -111,8 +111,8 @@ void add_to_mask(const TensorView<typename Bias::Scalar, 3>& mask, const ColumnM
   const Index query_blocks = (all_queries + queries - 1) / queries;
   executor.parallel_for((all_keys + keys - 1) / keys * query_blocks, [&](Index task) {
     const Index query = task % query_blocks * queries, key = task / query_blocks * keys;
-    bias.template add_to<onto>(mask.data, all_queries, query, std::min(queries, all_queries - query), key,
-                               std::min(keys, all_keys - key));
+    bias.template add_to<onto>(mask.data, all_queries, query, (std::min)(queries, all_queries - query), key,
+                               (std::min)(keys, all_keys - key));
   });
 }
 

@@ -40,17 +40,17 @@ inline std::vector<ColumnStrip> strips_of(std::span<const ColumnPiece> pieces) {
   for (auto [begin, end] : ranges) {
     if (!strips.empty() && begin <= strips.back().end + wide_gap) {
       const Index room = strips.back().begin + most_columns;
-      strips.back().end = std::max(strips.back().end, std::min(end, room));
+      strips.back().end = (std::max)(strips.back().end, (std::min)(end, room));
       begin = strips.back().end;
     }
-    for (; begin < end; begin += most_columns) strips.push_back({begin, std::min(begin + most_columns, end), {}});
+    for (; begin < end; begin += most_columns) strips.push_back({begin, (std::min)(begin + most_columns, end), {}});
   }
   for (const ColumnPiece& piece : pieces) {
     auto strip = std::upper_bound(strips.begin(), strips.end(), piece.column,
                                   [](Index column, const ColumnStrip& s) { return column < s.end; });
     for (Index done = 0; done < piece.count; ++strip) {
       const Index column = piece.column + (piece.same ? 0 : done);
-      const Index count = piece.same ? piece.count : std::min(piece.count - done, strip->end - column);
+      const Index count = piece.same ? piece.count : (std::min)(piece.count - done, strip->end - column);
       strip->pieces.push_back({piece.query, piece.key + done, column - strip->begin, count, piece.same});
       done += count;
     }

@@ -121,7 +121,7 @@ class DisentangledTerm {
     constexpr std::size_t together = 16;
     executor.parallel_for(n_heads_, [&](Index h) {
       for (std::size_t first = 0; first < relative.size(); first += together) {
-        const auto some = relative.subspan(first, std::min(together, relative.size() - first));
+        const auto some = relative.subspan(first, (std::min)(together, relative.size() - first));
         std::array<Index, together> rows;
         std::transform(some.begin(), some.end(), rows.begin(), [&](double position) { return bucket(position); });
         for (Index d = h * head_dim(); d < (h + 1) * head_dim(); ++d)
@@ -132,8 +132,8 @@ class DisentangledTerm {
 
   [[nodiscard]] Index dim() const { return table_->outputs(); }
   [[nodiscard]] Index bucket(double relative) const {
-    constexpr double far = 0x1p62;  // beyond any table, and an integer that can be negated
-    return buckets_(sign_ * static_cast<std::int64_t>(std::clamp(relative, -far, far)));
+    constexpr double limit = 0x1p62;  // beyond any table, and an integer that can be negated
+    return buckets_(sign_ * static_cast<std::int64_t>(std::clamp(relative, -limit, limit)));
   }
 
   const RelativePositionTable<Scalar>* table_;
@@ -242,7 +242,7 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
 
   /// Throws OptionError.
   explicit DisentangledBias(const Options& options, std::uint64_t seed = 0) : options_(options) {
-    constexpr Index most = std::numeric_limits<std::int32_t>::max();  // so that no product of two overflows
+    constexpr Index most = (std::numeric_limits<std::int32_t>::max)();  // so that no product of two overflows
     for (const auto& [option, value] : {std::pair("n_heads", options.n_heads), std::pair("head_dim", options.head_dim),
                                         std::pair("n_positions", options.n_positions)})
       if (value < 1 || value > most)

@@ -53,7 +53,7 @@ void for_each_tile(const TensorView<S, 3>& logits, TileWidth width, Index n, Ind
   for (Index key = 0; key < all_keys; key += keys_per_tile)
     visit(LogitTile<S>{logits.batch(n) + head * head_stride + query * query_stride + key * key_stride, head_stride,
                        query_stride, key_stride, n, head, heads, query, queries, key,
-                       std::min(keys_per_tile, all_keys - key)});
+                       (std::min)(keys_per_tile, all_keys - key)});
 }
 
 /// Adds a prepared bias to a whole mask; to zeros only what can do that.
@@ -65,7 +65,7 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
   executor.parallel_for(mask.batches() * blocks, [&](Index task) {
     const Index query = task % blocks * queries_per_task;
     for_each_tile(mask, Prepared::tile_width, task / blocks, 0, mask.shape[0], query,
-                  std::min(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
+                  (std::min)(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
                     if constexpr (onto == Onto::logits)
                       prepared.add_to(tile);
                     else
@@ -125,7 +125,7 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
   Index most_heads = by_head ? 1 : std::max<Index>(all_heads, 1);
   const auto for_heads = [&](const auto& accumulate) {
     executor.parallel_for((all_heads + most_heads - 1) / most_heads, [&](Index task) {
-      accumulate(task * most_heads, std::min(most_heads, all_heads - task * most_heads));
+      accumulate(task * most_heads, (std::min)(most_heads, all_heads - task * most_heads));
     });
   };
   if constexpr (Prepared::tile_width == TileWidth::whole_rows) {
@@ -151,7 +151,7 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
     for_heads([&](Index head, Index heads) {
       GradientRows<typename Prepared::Scalar> rows;
       for (Index query = 0; query < all_queries; query += most_queries) {
-        rows.copy(grad_mask, head, heads, query, std::min(most_queries, all_queries - query));
+        rows.copy(grad_mask, head, heads, query, (std::min)(most_queries, all_queries - query));
         for (Index n = 0; n < batches; ++n)
           prepared.accumulate(rows.tile(grad_mask, n), own[static_cast<std::size_t>(n)]);
       }

@@ -148,7 +148,7 @@ class PreparedQueryBias {
   void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
     constexpr Index most_queries = 32, most_keys = 512;  // long sums lose less in parts
     for (Index key = tile.key, end = 0; key < tile.key + tile.keys; key = end) {
-      end = std::min(tile.key + tile.keys, (key / most_keys + 1) * most_keys);
+      end = (std::min)(tile.key + tile.keys, (key / most_keys + 1) * most_keys);
       LogitTile<const Scalar> part = tile;
       part.data += (key - tile.key) * tile.key_stride;
       part.key = key;
@@ -325,7 +325,7 @@ class PreparedQueryBias {
         double* logits = sums.logits.data() + (tile.head + h) * block.stride + strip.begin;
         double* r = sums.r.data() + first_row(tile, h) * block.stride + strip.begin;
         for (Index j = 0; j < width; j += together) {
-          const Index count = std::min(together, width - j);
+          const Index count = (std::min)(together, width - j);
           for (Index i = 0; i < block.queries; ++i) add_in_double(gradient.data() + i * width + j, count, logits + j);
           // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
           detail::multiply<Sum::fresh>(head_dim(), count, block.queries, Factor<Scalar>{content.data(), 1, head_dim()},

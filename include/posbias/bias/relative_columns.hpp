@@ -142,8 +142,8 @@ class PositionRuns {
         std::upper_bound(runs_.data() + first_[row], last, begin,
                          [](Index token, const PositionRun& r) { return token < r.begin + r.count; });
     for (; run != last && run->begin < end; ++run) {
-      const Index from = std::max(run->begin, begin);
-      visit(PositionRun{from, std::min(run->begin + run->count, end) - from, run->first + (from - run->begin),
+      const Index from = (std::max)(run->begin, begin);
+      visit(PositionRun{from, (std::min)(run->begin + run->count, end) - from, run->first + (from - run->begin),
                         run->consecutive});
     }
   }
@@ -181,7 +181,7 @@ class RelativeColumns {
   /// without a position have none.
   template <class S, class Visit>
   void for_each_slice(const LogitTile<S>& tile, const Visit& visit) const {
-    const Index first_key = std::max(tile.key, at_.k.first());
+    const Index first_key = (std::max)(tile.key, at_.k.first());
     for (Index i = first_query(tile); i < tile.queries; ++i) {
       if (keys_.empty()) {
         slices_of_differences(tile, i, first_key, visit);
@@ -248,13 +248,13 @@ class RelativeColumns {
     if (at.consecutive()) return {at.integer(row, 0), at.integer(row, at.count() - 1)};
     Extremes result{at.integer(row, 0), at.integer(row, 0)};
     for (Index i = 1; i < at.count(); ++i) {
-      result.lowest = std::min(result.lowest, at.integer(row, i));
-      result.highest = std::max(result.highest, at.integer(row, i));
+      result.lowest = (std::min)(result.lowest, at.integer(row, i));
+      result.highest = (std::max)(result.highest, at.integer(row, i));
     }
     return result;
   }
 
-  [[nodiscard]] Index rows() const { return std::max(at_.q.rows(), at_.k.rows()); }
+  [[nodiscard]] Index rows() const { return (std::max)(at_.q.rows(), at_.k.rows()); }
   [[nodiscard]] Index most_columns() const { return 4 * (at_.q.count() + at_.k.count()); }
 
   /// The first query of a tile that has a position.
@@ -276,12 +276,12 @@ class RelativeColumns {
     for (Index n = 0; n < rows(); ++n) {
       const Extremes q = extremes(at_.q, n);
       const Extremes k = extremes(at_.k, n);
-      lowest_ = n == 0 ? k.lowest - q.highest : std::min(lowest_, k.lowest - q.highest);
-      highest = n == 0 ? k.highest - q.lowest : std::max(highest, k.highest - q.lowest);
+      lowest_ = n == 0 ? k.lowest - q.highest : (std::min)(lowest_, k.lowest - q.highest);
+      highest = n == 0 ? k.highest - q.lowest : (std::max)(highest, k.highest - q.lowest);
     }
     const std::uint64_t beyond_first = static_cast<std::uint64_t>(highest) - static_cast<std::uint64_t>(lowest_);
     const Index pairs = rows() * at_.q.count() * at_.k.count();
-    if (beyond_first >= static_cast<std::uint64_t>(std::min(most_columns(), pairs))) return;
+    if (beyond_first >= static_cast<std::uint64_t>((std::min)(most_columns(), pairs))) return;
 
     relative_.resize(static_cast<std::size_t>(beyond_first) + 1);
     for (std::size_t c = 0; c < relative_.size(); ++c)

@@ -347,7 +347,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   void for_each_row_block(const Executor& executor, const Visit& visit) const {
     constexpr Index most = 64;
     executor.parallel_for((options_.dim + most - 1) / most,
-                          [&](Index block) { visit(block * most, std::min(most, options_.dim - block * most)); });
+                          [&](Index block) { visit(block * most, (std::min)(most, options_.dim - block * most)); });
   }
 
   [[nodiscard]] detail::PairLayout pairs() const { return detail::pair_layout(options_.layout, options_.dim); }

@@ -56,7 +56,7 @@ class ParameterOwner {
     const auto reject = [&](const auto&... parts) {
       detail::fail<ShapeError>(Derived::name, "::", hook, ": grads ", parts..., "; use the module's zero_gradients()");
     };
-    for (std::size_t i = 0; i < std::max(learned.size(), given.size()); ++i) {
+    for (std::size_t i = 0; i < (std::max)(learned.size(), given.size()); ++i) {
       if (i >= given.size()) reject("lacks an entry ", learned[i].name);
       if (i >= learned.size()) reject("has an entry ", given[i].name, " that the module does not learn");
       if (given[i].name != learned[i].name)

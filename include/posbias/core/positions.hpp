@@ -326,7 +326,7 @@ template <class Visit>
 void visit_token_block(const TokenLocations& at, Index batches, Index index, const Visit& visit) {
   const Index row = index % at.rows();
   const Index begin = index / at.rows() * TokenBlock::max_tokens;
-  const Index tokens = std::min(TokenBlock::max_tokens, at.count() - begin);
+  const Index tokens = (std::min)(TokenBlock::max_tokens, at.count() - begin);
   std::array<double, TokenBlock::max_tokens> positions;
   for (Index i = 0; i < tokens; ++i) positions[static_cast<std::size_t>(i)] = at.real(row, begin + i);
   visit(TokenBlock{at.first() + begin,

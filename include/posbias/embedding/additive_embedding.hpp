@@ -104,7 +104,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   template <class Visit>
   static void for_each_block_of(Index part, Index blocks, const Visit& visit) {
     const Index each = (blocks + 7) / 8;
-    for (Index index = part * each; index < std::min(blocks, (part + 1) * each); ++index) visit(index);
+    for (Index index = part * each; index < (std::min)(blocks, (part + 1) * each); ++index) visit(index);
   }
 
   /// Where a parameter belongs to one position and one feature: blocks of consecutive positions meet in none, and other
@@ -117,7 +117,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     const Index most_features = blocks_apart || executor.serial() ? dim : 128;
     const Index slices = (dim + most_features - 1) / most_features;
     executor.parallel_for(slices * (blocks_apart ? parts_of(blocks) : 1), [&](Index task) {
-      const Index feature = task % slices * most_features, count = std::min(most_features, dim - feature);
+      const Index feature = task % slices * most_features, count = (std::min)(most_features, dim - feature);
       Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * count);
       const auto add_block = [&](Index index) {
         tokens.visit(index, [&](const detail::TokenBlock& block) {
@@ -138,11 +138,11 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
                          Gradients& grads) const {
     constexpr Index together = 8;
     const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
-    Eigen::ArrayXd sums(std::min(together, blocks) * detail::TokenBlock::max_tokens * dim);
+    Eigen::ArrayXd sums((std::min)(together, blocks) * detail::TokenBlock::max_tokens * dim);
     for (Index begin = 0; begin < blocks; begin += together) {
       std::vector<double> positions;
       std::vector<Index> first;
-      for (Index index = begin; index < std::min(blocks, begin + together); ++index)
+      for (Index index = begin; index < (std::min)(blocks, begin + together); ++index)
         tokens.visit(index, [&](const detail::TokenBlock& block) {
           first.push_back(std::ssize(positions));
           positions.insert(positions.end(), block.positions.begin(), block.positions.end());

@@ -80,7 +80,7 @@ class Sinusoidal : public AdditiveEmbedding<Sinusoidal<Scalar>, Scalar, Divide<S
       };
       for (std::size_t p = 0; p < positions.size(); ++p, grad_rows += dim()) {
         if (p % together == 0)
-          maker->fill_rows(positions.subspan(p, std::min(together, positions.size() - p)), SinusoidLayout::half,
+          maker->fill_rows(positions.subspan(p, (std::min)(together, positions.size() - p)), SinusoidLayout::half,
                            rows.data());
         const double* row = rows.data() + static_cast<Index>(p % together) * dim();
         if (options_.layout == SinusoidLayout::interleaved)

@@ -224,7 +224,7 @@ class HeaderReader {
 
   bool parse_error(std::size_t byte, const std::string&, const std::exception& error) {
     std::string_view reason = error.what();  // ends in the offending text, which may be long and not UTF-8
-    reason = reason.substr(0, std::min(reason.find("; last read"), std::size_t{200}));
+    reason = reason.substr(0, (std::min)(reason.find("; last read"), std::size_t{200}));
     fail<FormatError>("SafeTensors: the header is not JSON in UTF-8, byte ", byte, ": ", reason);
   }
 
@@ -257,7 +257,7 @@ class HeaderReader {
 /// Bytes that a tensor takes. Zeros are left out of the product until its end, so that no order of the sizes,
 /// and no stride computed from them later, can overflow.
 inline std::uint64_t stored_size(const SafeTensorsEntry& entry) {
-  constexpr std::uint64_t limit = std::numeric_limits<Index>::max();
+  constexpr std::uint64_t limit = (std::numeric_limits<Index>::max)();
   std::uint64_t bits = find_stored_type(entry.dtype)->bits;
   bool empty = false;
   for (const Index size : entry.shape) {

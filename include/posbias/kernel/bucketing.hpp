@@ -71,13 +71,13 @@ class T5Buckets {
     const auto far_bucket = [&](std::int64_t distance) {
       const float fraction = std::log(static_cast<float>(distance) / static_cast<float>(max_exact_)) / scale *
                              static_cast<float>(one_way - max_exact_);
-      return std::min(max_exact_ + static_cast<Index>(fraction), one_way - 1);
+      return (std::min)(max_exact_ + static_cast<Index>(fraction), one_way - 1);
     };
     std::int64_t begin = max_exact_;
     for (Index bucket = max_exact_ + 1; bucket < one_way; ++bucket) {
       std::int64_t below = begin - 1;
       std::int64_t reached =
-          2 * std::min<std::int64_t>(options.max_distance, std::numeric_limits<std::int64_t>::max() / 2);
+          2 * std::min<std::int64_t>(options.max_distance, (std::numeric_limits<std::int64_t>::max)() / 2);
       while (reached - below > 1) {
         const std::int64_t middle = below + (reached - below) / 2;
         (far_bucket(middle) >= bucket ? reached : below) = middle;
@@ -133,9 +133,9 @@ class T5Buckets {
 
   [[nodiscard]] Index one_way_bucket(std::uint64_t distance) const {
     if (distance < static_cast<std::uint64_t>(max_exact_)) return static_cast<Index>(distance);
-    constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    constexpr auto most = static_cast<std::uint64_t>((std::numeric_limits<std::int64_t>::max)());
     const auto found =
-        std::upper_bound(begins_.begin(), begins_.end(), static_cast<std::int64_t>(std::min(distance, most)));
+        std::upper_bound(begins_.begin(), begins_.end(), static_cast<std::int64_t>((std::min)(distance, most)));
     return max_exact_ + (found - begins_.begin());
   }
 

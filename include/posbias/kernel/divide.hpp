@@ -36,7 +36,7 @@ class Divide {
 
   /// The number that positions are divided by, > 0.
   [[nodiscard]] double divisor() const {
-    return div_ ? std::max(std::exp(static_cast<double>((*div_)())), smallest) : constant_;
+    return div_ ? (std::max)(std::exp(static_cast<double>((*div_)())), smallest) : constant_;
   }
 
   [[nodiscard]] bool learned() const { return div_.has_value(); }  ///< or constant

@@ -31,7 +31,7 @@ class Exponential {
     constexpr Index together = std::is_same_v<Scalar, float> ? 16 : 4;
     Lane<Scalar> result;
     for (Index i = 0; i < lanes<Scalar>; i += together)
-      result.template segment<together>(i) = x.template segment<together>(i).max(lowest).exp();
+      result.template segment<together>(i) = (x.template segment<together>(i).max)(lowest).exp();
     return result;
   }
 

@@ -70,7 +70,7 @@ class SinusoidMaker {
   [[nodiscard]] double divisor() const { return divisor_; }
   /// Finite, so that it has a sine, also where a quotient or a product is beyond double's range.
   [[nodiscard]] double angle(double position, std::size_t f) const {
-    constexpr double most = std::numeric_limits<double>::max();
+    constexpr double most = (std::numeric_limits<double>::max)();
     return std::clamp(position / divisor_ * frequencies_[f], -most, most);
   }
 
@@ -94,7 +94,7 @@ class SinusoidMaker {
     result.cosines.resize(result.sines.size());
     std::vector<Scalar> rows(together * 2 * pairs);
     for (std::size_t first = 0; first < positions.size(); first += together) {
-      const auto some = positions.subspan(first, std::min(together, positions.size() - first));
+      const auto some = positions.subspan(first, (std::min)(together, positions.size() - first));
       fill_rows(some, SinusoidLayout::half, rows.data());
       for (std::size_t f = 0; f < pairs; ++f)
         for (std::size_t c = 0; c < some.size(); ++c) {

@@ -102,7 +102,7 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
   Workspace<Scalar> packed(packed_size<Scalar>(outputs, inputs));
   const Panels<Scalar> weight = pack(Factor<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
   executor.parallel_for((tokens + block - 1) / block, [&](Index task) {
-    const Index first = task * block, count = std::min(block, tokens - first);
+    const Index first = task * block, count = (std::min)(block, tokens - first);
     Workspace<Scalar> product(count * width);
     multiply<Sum::fresh>(count, inputs, outputs, Factor<Scalar>{grad_y + first * outputs, outputs, 1}, weight,
                          product.data(), width);
@@ -114,12 +114,12 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
 
   executor.parallel_for((outputs + block - 1) / block, [&](Index task) {
     using Values = Eigen::ArrayX<Scalar>;
-    const Index first_output = task * block, rows = std::min(block, outputs - first_output);
+    const Index first_output = task * block, rows = (std::min)(block, outputs - first_output);
     Workspace<Scalar> x_rows(block * width), product(rows * width);
     auto weight_sums = Values::Zero(rows * width).template cast<double>().eval();
     auto bias_sums = Values::Zero(rows).template cast<double>().eval();
     for (Index first = 0; first < tokens; first += block) {
-      const Index count = std::min(block, tokens - first);
+      const Index count = (std::min)(block, tokens - first);
       for (Index i = 0; i < count; ++i) {
         const Scalar* from = features_of(x, first + i);
         for (Index d = 0; d < inputs; ++d) x_rows.data()[i * width + d] = from[d * x.strides[1]];

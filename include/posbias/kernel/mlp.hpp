@@ -121,7 +121,7 @@ class PositionMlp {
   struct Block {
     static constexpr Index most = 64;
     Index first, count;
-    Block(Index block, Index positions) : first(block * most), count(std::min(most, positions - first)) {}
+    Block(Index block, Index positions) : first(block * most), count((std::min)(most, positions - first)) {}
   };
   static Index blocks(Index positions) { return (positions + Block::most - 1) / Block::most; }
 
@@ -355,10 +355,10 @@ class PositionMlp<Scalar>::Adjoint {
   void operator()(std::span<const double> positions, const Gradient& gradient, PositionMlp& gradients,
                   const Executor& executor) {
     const Index length = std::ssize(positions), dim = mlp_->layers_.front().linear.outputs();
-    const Index most = std::min(length, std::max<Index>(256, (Index{1} << 15) / dim / Block::most * Block::most));
+    const Index most = (std::min)(length, std::max<Index>(256, (Index{1} << 15) / dim / Block::most * Block::most));
     if (most > room_) trace_.emplace(*mlp_, outputs_, room_ = most, true);
     for (Index begin = 0; begin < length; begin += most) {
-      const Index count = std::min(most, length - begin);
+      const Index count = (std::min)(most, length - begin);
       executor.parallel_for(blocks(count), [&](Index task) {
         const Block block(task, count);
         forward_.run(
@@ -417,21 +417,21 @@ class PositionMlp<Scalar>::Adjoint {
   void add_gradients(Index positions, PositionMlp& gradients, const Executor& executor) const {
     constexpr Index most = 16;
     const std::vector<Layer>& layers = mlp_->layers_;
-    const Index slices = (std::max(layers.front().linear.outputs(), outputs_) + most - 1) / most;
+    const Index slices = ((std::max)(layers.front().linear.outputs(), outputs_) + most - 1) / most;
     std::vector<double> first_weight_sums(static_cast<std::size_t>(layers.front().linear.outputs()));
     executor.parallel_for(std::ssize(layers) * slices, [&](Index task) {
       const auto i = static_cast<std::size_t>(task / slices);
       const Activation& at = trace_->layers[i];
       Layer& grads = gradients.layers_[i];
       const Index inputs = grads.linear.inputs(), outputs = mlp_->outputs(i, outputs_);
-      const Index output = task % slices * most, rows = std::min(most, outputs - output);
+      const Index output = task % slices * most, rows = (std::min)(most, outputs - output);
       if (rows <= 0) return;
       const Index stride = detail::whole_lanes<double>(inputs);
       detail::Workspace<double> sums(rows * stride);
       const double* grad = at.out.row(0) + output;
       // Rows of positions are in a page each: a block of them at a time, processors know where the pages are.
       for (Index p = 0; p < positions; p += Block::most)
-        detail::multiply<detail::Sum::continued>(rows, inputs, std::min(Block::most, positions - p),
+        detail::multiply<detail::Sum::continued>(rows, inputs, (std::min)(Block::most, positions - p),
                                                  detail::Factor<double>{grad + p * at.out.stride, 1, at.out.stride},
                                                  detail::Panels<double>::of_rows(at.in.row(p), at.in.stride),
                                                  sums.data(), stride);

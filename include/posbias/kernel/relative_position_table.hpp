@@ -56,7 +56,7 @@ struct GroupedLinear {
     for (Index g = 0; g < groups(); ++g) {
       const auto panels = pack(Factor<Scalar>{group(weight, g), outputs(), 1}, inputs(), outputs(), packed.data());
       executor.parallel_for(blocks, [&](Index block) {
-        const Index begin = block * together, rows = std::min(together, count - begin);
+        const Index begin = block * together, rows = (std::min)(together, count - begin);
         Workspace<Scalar> product(rows * width);
         for (Index i = 0; i < rows; ++i) std::copy_n(&bias(g, 0), outputs(), product.data() + i * width);
         const Factor<Scalar> from{x.data() + (first + begin) * x.dimension(1) + g * inputs(), x.dimension(1), 1};
@@ -92,12 +92,12 @@ struct GroupedLinear {
       const Panels<Scalar> gradients = pack(gradient, count, outputs(), by_row.data());
       const Scalar* rows_of_x = x.data() + first * x.dimension(1) + g * inputs();
       executor.parallel_for(blocks_of(inputs()), [&](Index block) {
-        const Index begin = block * together, rows = std::min(together, inputs() - begin);
+        const Index begin = block * together, rows = (std::min)(together, inputs() - begin);
         Workspace<Scalar> product(rows * width);
         std::vector<double> sums(static_cast<std::size_t>(rows * width));
         for (Index i = 0; i < count; i += most) {
           const Factor<Scalar> columns{rows_of_x + i * x.dimension(1) + begin, 1, x.dimension(1)};
-          multiply<Sum::fresh>(rows, outputs(), std::min(most, count - i), columns, gradients.from(i, 0),
+          multiply<Sum::fresh>(rows, outputs(), (std::min)(most, count - i), columns, gradients.from(i, 0),
                                product.data(), width);
           for (std::size_t s = 0; s < sums.size(); ++s) sums[s] += static_cast<double>(product.data()[s]);
         }
@@ -109,7 +109,7 @@ struct GroupedLinear {
       const Panels<Scalar> transposed =
           pack(Factor<Scalar>{group(weight, g), 1, outputs()}, outputs(), inputs(), by_output.data());
       executor.parallel_for(blocks_of(count), [&](Index block) {
-        const Index begin = block * together, rows = std::min(together, count - begin);
+        const Index begin = block * together, rows = (std::min)(together, count - begin);
         Workspace<Scalar> product(rows * x_width);
         multiply<Sum::fresh>(rows, inputs(), outputs(), gradient.from_row(begin), transposed, product.data(), x_width);
         for (Index i = 0; i < rows; ++i)
