@@ -28,6 +28,13 @@ int calls_to_measure(const Run& run, Clock clock) {
   return calls;
 }
 
+/// What a call of each piece takes.
+std::vector<double> round(const std::vector<Run>& pieces, const std::vector<int>& calls, Clock clock) {
+  std::vector<double> result;
+  for (std::size_t i = 0; i < pieces.size(); ++i) result.push_back(seconds(pieces[i], calls[i], clock));
+  return result;
+}
+
 Run on(const Task& task, const posbias::Executor& executor) {
   return [&task, executor] { task(executor); };
 }
@@ -50,10 +57,8 @@ Rounds in_turn(const std::vector<Run>& pieces, Clock clock) {
   std::vector<int> calls;
   for (const Run& piece : pieces) calls.push_back(calls_to_measure(piece, clock));
   Rounds rounds;
-  for (const double start = wall_time(); rounds.size() < fewest || wall_time() - start < budget;) {
-    auto& round = rounds.emplace_back(pieces.size());
-    for (std::size_t i = 0; i < pieces.size(); ++i) round[i] = seconds(pieces[i], calls[i], clock);
-  }
+  for (const double start = wall_time(); rounds.size() < fewest || wall_time() - start < budget;)
+    rounds.push_back(round(pieces, calls, clock));
   return rounds;
 }
 
