@@ -62,6 +62,12 @@ Rounds in_turn(const std::vector<Run>& pieces, Clock clock) {
   return rounds;
 }
 
+Rounds in_turn(const std::vector<Run>& pieces, Clock clock, int rounds) {
+  Rounds result;
+  for (int i = 0; i < rounds; ++i) result.push_back(round(pieces, std::vector<int>(pieces.size(), 1), clock));
+  return result;
+}
+
 double median(std::vector<double> values) {
   const auto middle = values.begin() + std::ssize(values) / 2;
   std::nth_element(values.begin(), middle, values.end());

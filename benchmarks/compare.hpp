@@ -49,6 +49,9 @@ double thread_time();
 /// Runs the pieces in turn for a while, but three times at least.
 Rounds in_turn(const std::vector<Run>& pieces, Clock clock = thread_time);
 
+/// Runs the pieces in turn, once each in a round, without warming up: for those that take seconds.
+Rounds in_turn(const std::vector<Run>& pieces, Clock clock, int rounds);
+
 /// The median of an odd number of values; of an even number the upper of the two in the middle.
 double median(std::vector<double> values);
 
