@@ -16,7 +16,7 @@ constexpr double blocked = -std::numeric_limits<double>::infinity();
 
 ALiBiOptions options_of(const GoldenCase& golden) {
   return {.n_heads = golden.size("n_heads"),
-          .use_n_heads = golden.size("use_n_heads", all),
+          .use_n_heads = golden.size("use_n_heads", -1),
           .asymmetric = golden.config("asymmetric", 0) != 0,
           .divide = golden.config("divide", 1)};
 }

@@ -12,7 +12,7 @@ using namespace posbias_test;
 
 RotaryOptions options_of(const GoldenCase& golden) {
   return {.head_dim = golden.size("head_dim"),
-          .n_dims = golden.size("n_dims", all),
+          .n_dims = golden.size("n_dims", -1),
           .divide = golden.config("divide", 1),
           .learned_div = golden.config("learned_div", 0) != 0};
 }

@@ -33,7 +33,7 @@ namespace posbias {
 /// Options of `ALiBi`.
 struct ALiBiOptions {
   Index n_heads = 0;         ///< heads, NH; required
-  Index use_n_heads = all;   ///< how many of them are biased; 1 .. n_heads
+  IndexOrAll use_n_heads{};  ///< how many of them are biased; 1 .. n_heads, default all
   bool asymmetric = false;   ///< even heads look ahead only, odd heads back only
   double divide = 1;         ///< differences of positions are divided by this; > 0
   bool learned_div = false;  ///< learn the divisor, from `divide` on; at least 1e-8
@@ -55,11 +55,11 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
       : Base(Divide<Scalar>(name, options.divide, options.learned_div)), options_(options) {
     if (options.n_heads < 1)
       detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it is required, and must be positive");
-    if (options.use_n_heads == all) options_.use_n_heads = options.n_heads;
-    if (options_.use_n_heads < 1 || options_.use_n_heads > options.n_heads)
-      detail::fail<OptionError>(name, ": use_n_heads = ", options.use_n_heads,
-                                "; it must be from 1 to n_heads = ", options.n_heads);
-    slopes_ = get_slopes(options_.use_n_heads);
+    const Index used = options.use_n_heads.of(options.n_heads);
+    if (used < 1 || used > options.n_heads)
+      detail::fail<OptionError>(name, ": use_n_heads = ", used, "; it must be from 1 to n_heads = ", options.n_heads);
+    options_.use_n_heads = used;
+    slopes_ = get_slopes(used);
     if (options.asymmetric)
       for (std::size_t h = 1; h < slopes_.size(); h += 2) slopes_[h] = slopes_[h - 1];
     slopes_.resize(static_cast<std::size_t>(options.n_heads), 0);

@@ -54,8 +54,8 @@ enum class RotarySpectrum {
 
 /// Options of `Rotary`.
 struct RotaryOptions {
-  Index head_dim = 0;                                  ///< features per head, H; required, even
-  Index n_dims = all;                                  ///< how many of them are rotated; even, 0 .. head_dim
+  Index head_dim = 0;   ///< features per head, H; required, even
+  IndexOrAll n_dims{};  ///< how many of them are rotated; even, 0 .. head_dim; default all
   RotaryPairing pairing = RotaryPairing::interleaved;  ///< which features form a pair
   RotarySpectrum spectrum = RotarySpectrum::head_dim;  ///< whose frequencies they are
   double base = 10000;                                 ///< frequencies are base^(-2i / width); > 0
@@ -134,12 +134,13 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     if (options.head_dim < 2 || options.head_dim % 2 != 0)
       detail::fail<OptionError>(name, ": head_dim = ", options.head_dim,
                                 "; it is required, and must be even and positive");
-    if (options.n_dims == all) options.n_dims = options.head_dim;
-    if (options.n_dims < 0 || options.n_dims > options.head_dim || options.n_dims % 2 != 0)
-      detail::fail<OptionError>(name, ": n_dims = ", options.n_dims,
+    const Index rotated = options.n_dims.of(options.head_dim);
+    if (rotated < 0 || rotated > options.head_dim || rotated % 2 != 0)
+      detail::fail<OptionError>(name, ": n_dims = ", rotated,
                                 "; it must be even, from 0 to head_dim = ", options.head_dim);
     if (!detail::is_finite(options.base) || options.base <= 0)
       detail::fail<OptionError>(name, ": base = ", options.base, "; it must be positive and finite");
+    options.n_dims = rotated;
     return options;
   }
 
@@ -195,7 +196,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   [[nodiscard]] Index width() const {
-    return options_.spectrum == RotarySpectrum::head_dim ? options_.head_dim : options_.n_dims;
+    return options_.spectrum == RotarySpectrum::head_dim ? options_.head_dim : Index(options_.n_dims);
   }
 
   [[nodiscard]] PairStrides pair_strides(Index feature_stride) const {

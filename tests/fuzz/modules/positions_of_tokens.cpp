@@ -51,7 +51,7 @@ template <class S>
 Drawn<S> draw_rotary(FuzzedDataProvider& input) {
   const Index head_dim = draw_size(input, 6) * (one_in(input, 16) ? 1 : 2);
   const bool all = input.ConsumeBool(), half = input.ConsumeBool(), own_spectrum = input.ConsumeBool();
-  const Index n_dims = all ? posbias::all : input.ConsumeIntegralInRange<Index>(-3, 14);
+  const Index n_dims = all ? -1 : input.ConsumeIntegralInRange<Index>(-3, 14);
   const double base =
       input.PickValueInArray({10000.0, 10000.0, 500.0, 1.0, 1e300, 1e6, 0.0, -2.0,
                               std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()});
@@ -65,7 +65,7 @@ Drawn<S> draw_rotary(FuzzedDataProvider& input) {
                       .divide = by.divide,
                       .learned_div = by.learned});
   };
-  const bool is_default = n_dims == posbias::all;
+  const bool is_default = n_dims == -1;
   const Index rotated = is_default ? head_dim : n_dims;
   const bool right = head_dim >= 2 && head_dim % 2 == 0 && rotated >= 0 && rotated <= head_dim && rotated % 2 == 0 &&
                      std::isfinite(base) && base > 0 && by.right();

@@ -14,8 +14,8 @@ template <class S>
 Drawn<S> draw_alibi(FuzzedDataProvider& input) {
   const Index heads = draw_size(input, 6);
   const bool all = input.ConsumeBool(), asymmetric = input.ConsumeBool();
-  const Index use = all ? posbias::all : input.ConsumeIntegralInRange<Index>(-2, 7);
-  const Index used = use == posbias::all ? heads : use;
+  const Index use = all ? -1 : input.ConsumeIntegralInRange<Index>(-2, 7);
+  const Index used = use == -1 ? heads : use;
   const Divisor by = draw_divisor(input);
   const auto make = [&] {
     return ALiBi<S>({.n_heads = heads,
