@@ -33,22 +33,7 @@ using namespace posbias_test;
 
 RelativeAttentionOptions options_of(const GoldenCase& golden) {
   AttentionTerms mode;
-  const auto words = golden.words("mode");
-  const auto has = [&](const char* term) { return std::ranges::find(words, term) != words.end(); };
-  if (has("c2c") && has("c2p") && has("p2c"))
-    mode = {c2c, c2p, p2c};
-  else if (has("c2c") && has("c2p"))
-    mode = {c2c, c2p};
-  else if (has("c2c") && has("p2c"))
-    mode = {c2c, p2c};
-  else if (has("c2p") && has("p2c"))
-    mode = {c2p, p2c};
-  else if (has("c2c"))
-    mode = {c2c};
-  else if (has("c2p"))
-    mode = {c2p};
-  else
-    mode = {p2c};
+  for (const std::string& term : golden.words("mode")) mode.insert(term == "c2c" ? c2c : term == "c2p" ? c2p : p2c);
   const bool constant = golden.has("buffer.position_embedding");
   const auto& table = golden.shape(constant ? "buffer.position_embedding" : "param.position_embedding");
   return {.size = golden.size("size"),
