@@ -161,7 +161,7 @@ TEST_CASE("a relative bias of a large mask does not depend on its layout") {
 }
 
 /// A module that counts what it is asked for.
-class Counting : public RelativeBias<Counting, float, NoParameters> {
+class Counting : public RelativeBias<Counting, float> {
  public:
   static constexpr std::string_view name = "Counting";
   [[nodiscard]] Index n_heads() const { return 2; }

@@ -21,7 +21,7 @@ namespace posbias {
 ///   - `static constexpr bool looks_at_keys`: whether k has a gradient;
 ///   - `Prepared prepared(const Q& q, const K& k, PairLocations, const Executor&) const`: the bias at given positions, ready
 ///     for tiles (see `Module::prepare`); it may refer to the module, to q and to k, and keep the executor.
-template <class Derived, class Scalar_, class Parameters>
+template <class Derived, class Scalar_, class Parameters = NoParameters>
 class ContentBias : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
 

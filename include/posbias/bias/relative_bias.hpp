@@ -27,7 +27,7 @@ namespace posbias {
 ///     both may take a `const Executor&` behind these, if there is work in them for several threads.
 ///
 /// Both look at each relative position by itself, so a value does not depend on what it is evaluated with.
-template <class Derived, class Scalar_, class Parameters>
+template <class Derived, class Scalar_, class Parameters = NoParameters>
 class RelativeBias : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
 

@@ -15,9 +15,9 @@
 
 namespace posbias {
 
-/// Base of modules and layers (CRTP). `Derived` has a `static constexpr std::string_view name`; `Parameters` a static
-/// `visit(self, visitor)`.
-template <class Derived, class Parameters>
+/// Base of modules and layers (CRTP). `Derived` has a `static constexpr std::string_view name`; `Parameters`, if it
+/// learns, a static `visit(self, visitor)`.
+template <class Derived, class Parameters = NoParameters>
 class ParameterOwner {
  public:
   /// Same names and shapes as the parameters, visited the same way.

@@ -29,7 +29,7 @@ namespace posbias {
 ///     those of some features, if every parameter belongs to one feature and one position;
 ///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
 ///     which throws PositionError.
-template <class Derived, class Scalar_, class Parameters>
+template <class Derived, class Scalar_, class Parameters = NoParameters>
 class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
 
