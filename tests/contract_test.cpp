@@ -68,6 +68,12 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
       --parameters;
     });
     CHECK(parameters == 0);
+    for_each_parameter(module, grads, [&](std::string_view, auto& parameter, auto& gradient) {
+      CHECK(parameter.size() == gradient.size());
+      ++parameters;
+    });
+    for_each_parameter(module, [&](std::string_view, auto&) { --parameters; });
+    CHECK(parameters == 0);
 
     auto grad_x = x;
     auto grad_q = q, grad_k = k, grad_v = v, grad_mask = mask;

@@ -37,12 +37,8 @@ void compare(Values& values, const Gradient& gradient, const std::function<doubl
 template <class Module, class Gradients>
 Worst compare_parameters(Module& module, const Gradients& grads, const std::function<double()>& loss) {
   Worst worst;
-  std::vector<const double*> gradients;
-  posbias::for_each_parameter(grads, [&](std::string_view, const auto& g) { gradients.push_back(g.data()); });
-  std::size_t next = 0;
-  posbias::for_each_parameter(module, [&](std::string_view, auto& values) {
-    const double* gradient = gradients[next++];
-    compare(values, Eigen::TensorMap<const Tensor<double, 1>>(gradient, values.size()), loss, worst);
+  posbias::for_each_parameter(module, grads, [&](std::string_view, auto& values, const auto& gradient) {
+    compare(values, gradient, loss, worst);
   });
   return worst;
 }

@@ -248,6 +248,36 @@ TEST_CASE("gradients of another module are refused", "[module]") {
         "module's zero_gradients()");
 }
 
+TEST_CASE("parameters are visited with their gradients", "[module]") {
+  Weighted module(2, 5);
+  auto grads = module.zero_gradients();
+  grads.first(1, 2) = 1;
+  grads.second(4) = 2;
+  std::vector<std::string> names;
+  for_each_parameter(module, grads, [&]<class Tensor>(std::string_view name, Tensor& parameter, Tensor& gradient) {
+    names.emplace_back(name);
+    parameter -= gradient;
+    gradient.setZero();
+  });
+  CHECK(names == std::vector<std::string>{"first.weight", "second.weight"});
+  std::vector<float> values;
+  const Weighted& learned = module;
+  const auto& none = grads;
+  for_each_parameter(learned, none,
+                     [&]<class Tensor>(std::string_view, const Tensor& parameter, const Tensor& gradient) {
+                       values.insert(values.end(), parameter.data(), parameter.data() + parameter.size());
+                       CHECK(values_of(gradient) == std::vector<float>(static_cast<std::size_t>(gradient.size())));
+                     });
+  CHECK(values == std::vector<float>{5, 5, 5, 5, 5, 4, 7, 7, 7, 7, 5});
+
+  CHECK(message_of<ShapeError>([&] {
+          for_each_parameter(module, Weighted(4, 5).zero_gradients(),
+                             [](auto, auto&, auto&) { FAIL_CHECK("a visit"); });
+        }) ==
+        "Weighted::for_each_parameter: grads entry first.weight has shape (4, 3); the parameter has (2, 3); use the "
+        "module's zero_gradients()");
+}
+
 TEST_CASE("parameters can be set through the visitor", "[module]") {
   Weighted module(2, 5);
   posbias::for_each_parameter(module, [](std::string_view name, auto& tensor) {

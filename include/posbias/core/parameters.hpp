@@ -7,8 +7,10 @@
 /// those of the upstream state_dict ("relative_attention_bias.weight", "div"), so checkpoints load by name.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string_view>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
@@ -30,6 +32,36 @@ void for_each_parameter(Owner&& owner, Visitor&& visit) {
   std::remove_cvref_t<Owner>::visit(owner, visit);
 }
 
+namespace detail {
+
+/// Calls `visit(name, tensor of a, tensor of b)` for every entry of two owners whose entries are alike.
+template <class A, class B, class Visitor>
+void for_each_pair(A& a, B& b, const Visitor& visit) {
+  using Erased = std::conditional_t<std::is_const_v<B>, const void*, void*>;
+  std::vector<Erased> of_b;
+  for_each_parameter(b, [&](std::string_view, auto& tensor) { of_b.push_back(&tensor); });
+  std::size_t next = 0;
+  for_each_parameter(a, [&]<class Tensor>(std::string_view name, Tensor& tensor) {
+    using Other = std::remove_const_t<Tensor>;
+    using OtherOfB = std::conditional_t<std::is_const_v<B>, const Other, Other>;
+    visit(name, tensor, *static_cast<OtherOfB*>(of_b[next++]));
+  });
+}
+
+}  // namespace detail
+
+/// Calls `visit(std::string_view name, parameter&, gradient&)` for every parameter of a module or layer and its entry of
+/// the gradients, which is a `ParameterTensor` of the same shape: all that an optimiser needs. Throws ShapeError, before
+/// the first visit, unless the gradients are the owner's.
+template <class Owner, class Gradients, class Visitor>
+requires requires(const Owner& owner, const Gradients& grads) {
+  owner.check_gradients("", grads);
+}
+void for_each_parameter(Owner&& owner, Gradients&& grads, Visitor&& visit) {
+  owner.check_gradients("for_each_parameter", grads);
+  detail::for_each_pair(owner, grads, visit);
+}
+
 /// The parameters of a module that has none.
 struct NoParameters {
   /// There is nothing to show.
@@ -40,14 +72,10 @@ struct NoParameters {
 namespace detail {
 
 /// Adds gradients that several threads summed up apart.
-template <class Scalar, class Gradients>
+template <class Gradients>
 void add_gradients(const Gradients& part, Gradients& to) {
-  std::vector<Scalar*> sums;
-  for_each_parameter(to, [&](std::string_view, auto& tensor) { sums.push_back(tensor.data()); });
-  std::size_t next = 0;
-  for_each_parameter(part, [&](std::string_view, const auto& tensor) {
-    Scalar* sum = sums[next++];
-    for (Index i = 0; i < tensor.size(); ++i) sum[i] += tensor.data()[i];
+  for_each_pair(part, to, [](std::string_view, const auto& tensor, auto& sum) {
+    std::transform(tensor.data(), tensor.data() + tensor.size(), sum.data(), sum.data(), std::plus());
   });
 }
 

@@ -172,7 +172,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
         });
       });
     });
-    for (const Gradients& part : parts) detail::add_gradients<Scalar>(part, grads);
+    for (const Gradients& part : parts) detail::add_gradients(part, grads);
   }
 
   /// Adds a row to tokens. Two at a time, processors fetch them side by side; more would be too many streams.
