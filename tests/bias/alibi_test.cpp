@@ -120,10 +120,16 @@ TEST_CASE("ALiBi: bias and diagonals at unequal lengths") {
   const auto bias = module.bias(5, 7);
   const auto diagonals = module.diagonals(5, 7);
   REQUIRE(diagonals.dimension(1) == 11);
+  // In Eigen's default layout they can be added to its default tensors.
+  const Eigen::Tensor<double, 3> twice = module.bias<Eigen::ColMajor>(5, 7) * 2.0;
+  const Eigen::Tensor<double, 2> columns = module.diagonals<Eigen::ColMajor>(5, 7);
+  REQUIRE(columns.dimension(1) == 11);
   for (Index h = 0; h < 3; ++h)
     for (Index i = 0; i < 5; ++i)
       for (Index j = 0; j < 7; ++j) {
         CHECK(bias(h, i, j) == diagonals(h, j - i + 4));
+        CHECK(bias(h, i, j) * 2 == twice(h, i, j));
+        CHECK(bias(h, i, j) == columns(h, j - i + 4));
         const double slopes[] = {1. / 16, 1. / 256, 1. / 4};
         CHECK(bias(h, i, j) == -slopes[h] * static_cast<double>(std::abs(i - j)) / 2);
       }

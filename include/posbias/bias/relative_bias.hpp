@@ -76,17 +76,19 @@ class RelativeBias : public Module<Derived, Parameters> {
     backward(detail::view<3>(grad_mask), at, grads);
   }
 
-  /// The bias alone: (NH, L1, L2), positions shared by a batch.
-  [[nodiscard]] Eigen::Tensor<Scalar, 3, Eigen::RowMajor> bias(Index queries, Index keys,
-                                                               const PairPositions& at = {}) const {
+  /// The bias alone: (NH, L1, L2), positions shared by a batch; `bias<Eigen::ColMajor>` in Eigen's default layout.
+  template <int Layout = Eigen::RowMajor>
+  [[nodiscard]] Eigen::Tensor<Scalar, 3, Layout> bias(Index queries, Index keys, const PairPositions& at = {}) const {
     check_lengths("bias", queries, keys);
-    Eigen::Tensor<Scalar, 3, Eigen::RowMajor> result(derived().n_heads(), queries, keys);
+    Eigen::Tensor<Scalar, 3, Layout> result(derived().n_heads(), queries, keys);
     modify<Onto::zeros>("bias", detail::view<3>(result), at);
     return result;
   }
 
-  /// The distinct values at default positions: (NH, L1+L2-1), with bias(h, i, j) = diagonals(h, j - i + L1 - 1).
-  [[nodiscard]] Eigen::Tensor<Scalar, 2, Eigen::RowMajor> diagonals(Index queries, Index keys) const {
+  /// The distinct values at default positions: (NH, L1+L2-1), with bias(h, i, j) = diagonals(h, j - i + L1 - 1); in
+  /// either layout, as `bias`.
+  template <int Layout = Eigen::RowMajor>
+  [[nodiscard]] Eigen::Tensor<Scalar, 2, Layout> diagonals(Index queries, Index keys) const {
     check_lengths("diagonals", queries, keys);
     const Index width = std::max<Index>(queries + keys - 1, 0);
     std::vector<double> relative(static_cast<std::size_t>(width));
@@ -94,7 +96,10 @@ class RelativeBias : public Module<Derived, Parameters> {
       relative[d] = static_cast<double>(static_cast<Index>(d) - (queries - 1));
     Eigen::Tensor<Scalar, 2, Eigen::RowMajor> result(derived().n_heads(), width);
     evaluate_all_heads(relative, result.data());
-    return result;
+    if constexpr (Layout == Eigen::RowMajor)
+      return result;
+    else
+      return result.swap_layout().shuffle(Eigen::array<int, 2>{1, 0});
   }
 
   /// The bias of the logits of q and k, ready for tiles. Refers to this module and to who runs the executor's tasks,
