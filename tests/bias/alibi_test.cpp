@@ -250,8 +250,8 @@ TEST_CASE("ALiBi names what is wrong and writes nothing") {
         "ALiBi::mod_mask: mask has shape (2, 3, 5, 7); q of shape (2, 7, 3, 8) and k of shape (2, 7, 3, 8) need "
         "(B, *, NH, L1, L2)");
   CHECK(message_of<ShapeError>([&] { (void)module.make_mask(q, k, k, {}, eight); }) ==
-        "ALiBi::make_mask: mask has shape (2, 8, 5, 7); q and k make one of shape (2, 3, 5, 7), of which only the last "
-        "two dimensions may be smaller");
+        "ALiBi::make_mask: mask has shape (2, 8, 5, 7); q and k make one of shape (2, 3, 5, 7), of which the last two "
+        "dimensions may be smaller and all but the last 1 or missing from the left");
   Eigen::Tensor<double, 1> reals(5);
   reals.setValues({0.5, 1.5, std::nan(""), 3.5, 4.5});
   CHECK(message_of<PositionError>([&] { module.mod_mask(mask, q, k, k, {.q = reals}); }) ==

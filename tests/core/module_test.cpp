@@ -177,6 +177,40 @@ TEST_CASE("make_mask takes a full mask and an empty one", "[module]") {
   CHECK(values_of(Identity().make_mask(q, q, q, {}, empty)) == std::vector<float>(12));
 }
 
+/// What `make_mask` makes of a mask for q (2, 4, 3, 8) and k (2, 5, 3, 8): entry (n, h, i, j) is `at(n, h, i, j)`.
+template <class Mask>
+void check_made(Mask mask, const auto& at) {
+  const Row<float, 4> q(2, 4, 3, 8);
+  const Row<float, 4> k(2, 5, 3, 8);
+  for (Index i = 0; i < mask.size(); ++i) mask.data()[i] = static_cast<float>(1 + i);
+  const auto made = Identity().make_mask(q, k, k, {}, mask);
+  for (Index n = 0; n < 2; ++n)
+    for (Index h = 0; h < 3; ++h)
+      for (Index i = 0; i < 4; ++i)
+        for (Index j = 0; j < 5; ++j) CHECK(made(n, h, i, j) == at(mask, n, h, i, j));
+}
+
+TEST_CASE("make_mask broadcasts dimensions of 1 and those missing from the left", "[module]") {
+  check_made(Row<float, 4>(1, 1, 4, 5), [](const auto& m, Index, Index, Index i, Index j) { return m(0, 0, i, j); });
+  check_made(Col<float, 4>(2, 1, 1, 5), [](const auto& m, Index n, Index, Index, Index j) { return m(n, 0, 0, j); });
+  check_made(Row<float, 3>(3, 4, 5), [](const auto& m, Index, Index h, Index i, Index j) { return m(h, i, j); });
+  check_made(Col<float, 2>(4, 5), [](const auto& m, Index, Index, Index i, Index j) { return m(i, j); });
+  check_made(Row<float, 2>(1, 5), [](const auto& m, Index, Index, Index, Index j) { return m(0, j); });
+  check_made(Row<float, 1>(5), [](const auto& m, Index, Index, Index, Index j) { return m(j); });
+}
+
+TEST_CASE("make_mask aligns what it broadcasts, if that is smaller", "[module]") {
+  check_made(Row<float, 2>(2, 3),
+             [](const auto& m, Index, Index, Index i, Index j) { return i >= 2 && j >= 2 ? m(i - 2, j - 2) : 0; });
+  check_made(Col<float, 4>(2, 1, 3, 5),
+             [](const auto& m, Index n, Index, Index i, Index j) { return i >= 1 ? m(n, 0, i - 1, j) : 0; });
+  // Of the queries one that is there is the last, unless it sees all keys; none at all is every one.
+  check_made(Row<float, 2>(1, 3),
+             [](const auto& m, Index, Index, Index i, Index j) { return i == 3 && j >= 2 ? m(0, j - 2) : 0; });
+  check_made(Row<float, 1>(3), [](const auto& m, Index, Index, Index, Index j) { return j >= 2 ? m(j - 2) : 0; });
+  check_made(Row<float, 1>(1), [](const auto& m, Index, Index, Index, Index j) { return j == 4 ? m(0) : 0; });
+}
+
 TEST_CASE("make_mask reads true as may attend, false as blocked", "[module]") {
   const Row<float, 4> q(1, 3, 1, 8);
   Row<bool, 4> causal(1, 1, 2, 2);
@@ -200,9 +234,12 @@ TEST_CASE("make_mask refuses masks that do not fit", "[module]") {
     return message_of<ShapeError>([&] { (void)Identity().make_mask(q, k, k, {}, smaller); });
   };
   const std::string rule =
-      "; q and k make one of shape (2, 3, 4, 5), of which only the last two dimensions may be smaller";
-  CHECK(message(1, 3, 4, 5) == "Identity::make_mask: mask has shape (1, 3, 4, 5)" + rule);
-  CHECK(message(2, 1, 4, 5) == "Identity::make_mask: mask has shape (2, 1, 4, 5)" + rule);
+      "; q and k make one of shape (2, 3, 4, 5), of which the last two dimensions may be smaller and all but the last "
+      "1 "
+      "or missing from the left";
+  CHECK(message(3, 3, 4, 5) == "Identity::make_mask: mask has shape (3, 3, 4, 5)" + rule);
+  CHECK(message(2, 2, 4, 5) == "Identity::make_mask: mask has shape (2, 2, 4, 5)" + rule);
+  CHECK(message(0, 3, 4, 5) == "Identity::make_mask: mask has shape (0, 3, 4, 5)" + rule);
   CHECK(message(2, 3, 5, 5) == "Identity::make_mask: mask has shape (2, 3, 5, 5)" + rule);
   CHECK(message(2, 3, 4, 6) == "Identity::make_mask: mask has shape (2, 3, 4, 6)" + rule);
   CHECK(message(2, 3, 4, 5) == "<nothing thrown>");

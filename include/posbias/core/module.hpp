@@ -16,6 +16,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/tensor_view.hpp"
@@ -38,17 +39,32 @@ auto new_mask(std::string_view module, const Q& q, const K& k, const V& v) {
   return Eigen::Tensor<Scalar, Traits<Q>::rank, Traits<Q>::layout>(sizes);
 }
 
-/// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf.
+/// A mask that `make_mask` takes for q: of bools or of q's scalar, and of no more dimensions than the logits.
+template <class M, class Q>
+concept MaskFor = (TensorOf<M, bool, 1> || TensorOf<M, typename Traits<Q>::Scalar, 1>)&&Traits<M>::rank
+                  <= Traits<Q>::rank;
+
+/// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf. Of its
+/// dimensions those that are missing from the left are repeated, and those of 1; l1 = 1 only if l2 is whole.
 template <TensorLike Mask, TensorLike Smaller>
 void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
   using Scalar = typename Traits<Mask>::Scalar;
   const auto to = view<3>(mask);
-  const auto from = view<3>(smaller);
+  auto entries = view<0>(smaller);
+  while (entries.leading.rank < to.leading.rank + 3) insert_dimension(entries, 0);
+  TensorView<const typename Traits<Smaller>::Scalar, 3> from;
+  from.leading = to.leading;
+  from.shape = to.shape;
+  const Index queries = entries.leading.sizes[to.leading.rank + 1], keys = entries.leading.sizes[to.leading.rank + 2];
+  const bool repeats = queries == 1 && (Traits<Smaller>::rank == 1 || keys == to.shape[2]);
+  if (!repeats) from.shape[1] = (std::min)(queries, to.shape[1]);
+  from.shape[2] = (std::min)(keys, to.shape[2]);
+  if (!broadcast(entries, {true, true, false}, from))
+    fail<ShapeError>(
+        module, "::make_mask: mask has shape ", shape_of(smaller), "; q and k make one of shape ", shape_of(mask),
+        ", of which the last two dimensions may be smaller and all but the last 1 or missing from the left");
   const Index top = to.shape[1] - from.shape[1];
   const Index left = to.shape[2] - from.shape[2];
-  if (from.leading != to.leading || from.shape[0] != to.shape[0] || top < 0 || left < 0)
-    fail<ShapeError>(module, "::make_mask: mask has shape ", shape_of(smaller), "; q and k make one of shape ",
-                     shape_of(mask), ", of which only the last two dimensions may be smaller");
   for (Index n = 0; n < from.batches(); ++n)
     for (Index h = 0; h < from.shape[0]; ++h)
       for (Index i = 0; i < from.shape[1]; ++i)
@@ -170,11 +186,10 @@ class Module : public ParameterOwner<Derived, Parameters> {
     return mask;
   }
 
-  /// `mod_mask` of an additive or bool mask (true: may attend) whose last two dimensions may be smaller than L1,
-  /// L2: it is aligned right and bottom, what is missing is 0.
-  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V, LogitsTensor Smaller>
-  requires TensorOf<Smaller, bool, detail::Traits<Q>::rank> ||
-      TensorOf<Smaller, typename detail::Traits<Q>::Scalar, detail::Traits<Q>::rank>
+  /// `mod_mask` of an additive or bool mask (true: may attend). It broadcasts as a mask of `attention` does: dimensions
+  /// may be missing from the left, and all but L2 may be 1. And its last two may be smaller than L1 and L2: then it is
+  /// aligned right and bottom, what is missing is 0. L1 = 1 is aligned, too, if L2 is smaller. Throws ShapeError.
+  template <HeadsTensor Q, HeadsTensor K, HeadsTensor V, detail::MaskFor<Q> Smaller>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at,
                                const Smaller& smaller) const {
     auto mask = detail::new_mask(Derived::name, q, k, v);
