@@ -27,8 +27,9 @@ static_assert(std::is_constructible_v<Numbers, Row<float, 3>&> && std::is_constr
 static_assert(std::is_constructible_v<Numbers, const Row<double, 14>&>);
 static_assert(std::is_constructible_v<Numbers, Eigen::TensorMap<Row<float, 2>>>);
 static_assert(std::is_constructible_v<Numbers, Eigen::TensorMap<const Col<double, 2>>>);
-static_assert(!std::is_constructible_v<Numbers, Row<float, 3>>, "a temporary would be lost");
-static_assert(!std::is_constructible_v<Numbers, const Row<float, 3>>);
+static_assert(std::is_constructible_v<Numbers, Row<float, 3>> && std::is_constructible_v<Numbers, const Row<float, 3>>);
+static_assert(!std::is_constructible_v<Numbers, decltype(Row<float, 3>().exp())>, "an expression has no entries");
+static_assert(!std::is_constructible_v<Numbers, decltype(Row<float, 3>().chip(0, 0))>);
 static_assert(!std::is_constructible_v<Numbers, Row<int, 3>&> && !std::is_constructible_v<Numbers, Row<bool, 3>&>);
 static_assert(!std::is_constructible_v<Numbers, Row<double, 0>&>, "a number is no tensor");
 static_assert(!std::is_constructible_v<Numbers, std::vector<double>&>);
@@ -109,6 +110,25 @@ TEST_CASE("an optional tensor is none, or refers to one", "[optional_tensor]") {
   CHECK(seen(numbers).entries.empty());
   numbers = {};
   CHECK(!numbers.given());
+}
+
+TEST_CASE("an optional tensor keeps a temporary, and shares it with its copies", "[optional_tensor]") {
+  auto rows = numbered<Row<double, 2>>(2, 3);
+  const double* data = rows.data();
+  Numbers copy;
+  {
+    const Numbers numbers = std::move(rows);
+    copy = numbers;
+  }
+  CHECK(static_cast<const void*>(copy.memory().data()) == data);  // moved, not copied
+  CHECK(seen(copy).entries == std::vector<double>{0, 1, 2, 3, 4, 5});
+  CHECK(seen(numbered<Col<float, 2>>(2, 3)).entries == std::vector<double>{0, 2, 4, 1, 3, 5});
+  const Row<double, 2> more = numbered<Row<double, 2>>(1, 2);
+  copy = std::move(more);  // const: copied
+  CHECK(seen(copy).entries == std::vector<double>{0, 1});
+  CHECK(static_cast<const void*>(copy.memory().data()) != more.data());
+  copy = more;
+  CHECK(static_cast<const void*>(copy.memory().data()) == more.data());
 }
 
 TEST_CASE("a dimension may be inserted at any place", "[optional_tensor]") {

@@ -22,7 +22,8 @@
 
 namespace posbias {
 
-/// What a call of `RelativeAttention` may be given beside content. Refers to tensors; they must outlive the call.
+/// What a call of `RelativeAttention` may be given beside content. Tensors are borrowed and must outlive it, unless they
+/// are temporaries or moved in, which it keeps.
 struct RelativeAttentionCall {
   /// True where a query may attend: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, n_heads). Masked keys have logits of
   /// -10000 in the softmax, so that a query whose keys are all masked attends to all alike; logits are returned as they

@@ -37,8 +37,10 @@ struct AttentionOptions {
   bool causal = false;  ///< a query sees keys at its position or before; tokens without one see all, seen by all
   std::optional<double> scale{};  ///< of q·k; default 1 / sqrt(H)
   PairPositions at{};             ///< where queries and keys are, for the module and for `causal`
-  AttentionMask mask{};           ///< to add to logits, or true where a query may attend; default none
-  Executor executor{};            ///< who runs the tasks; default that of `at`
+  /// To add to logits, or true where a query may attend; default none. It is borrowed and must outlive the options, unless
+  /// it is a temporary `Eigen::Tensor` or moved in, `std::move(mask)`: these they keep.
+  AttentionMask mask{};
+  Executor executor{};  ///< who runs the tasks; default that of `at`
 };
 
 /// A module that attention can use for tensors of `Scalar`.

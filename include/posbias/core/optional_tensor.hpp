@@ -4,8 +4,12 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstddef>
+#include <memory>
 #include <span>
+#include <type_traits>
+#include <utility>
 
 #include "posbias/core/tensor_view.hpp"
 
@@ -37,25 +41,35 @@ struct OptionalView {
   }
 };
 
+/// An Eigen expression that has no entries in memory.
+template <class E>
+concept TensorExpression = !TensorLike<E> && std::derived_from<E, Eigen::TensorBase<E, Eigen::ReadOnlyAccessors>>;
+
 }  // namespace detail
 
-/// A tensor of one of these scalars, of any rank from 1 on and either layout, or none. Refers to the tensor, which must
-/// outlive it: a temporary does not compile.
+/// A tensor of one of these scalars, of any rank from 1 on and either layout, or none. A tensor that has a name, and the
+/// memory of an `Eigen::TensorMap`, are borrowed and must outlive it; a temporary `Eigen::Tensor`, or one that is moved in,
+/// is kept, and copies share it.
 template <class... Scalars>
 class OptionalTensor {
  public:
   /// None.
   OptionalTensor() = default;
 
-  /// Refers to a tensor of rank 1 or more, in either layout, which must outlive it.
-  template <TensorLike T>
-  requires(TensorOf<T, Scalars, 1> || ...) OptionalTensor(const T& tensor) {
-    const auto view = detail::view<0>(tensor);
-    view_.entries = {view.data, view.leading, view.leading_strides, {}, {}};
-    (void)((++view_.scalar, TensorOf<T, Scalars>) || ...);
+  /// Borrows a tensor of rank 1 or more, in either layout, or keeps one that is a temporary.
+  template <class T>
+  requires(TensorOf<T, Scalars, 1> || ...) OptionalTensor(T&& tensor) {
+    if constexpr (std::is_lvalue_reference_v<T> || detail::Traits<T>::is_map) {
+      refer_to(tensor);
+    } else {
+      auto kept = std::make_shared<const std::remove_cvref_t<T>>(std::forward<T>(tensor));
+      refer_to(*kept);
+      kept_ = std::move(kept);
+    }
   }
-  template <class S, int Rank, int Layout, class I>
-  OptionalTensor(const Eigen::Tensor<S, Rank, Layout, I>&& temporary) = delete;
+  /// Evaluate the expression first: `Eigen::Tensor<float, 2>(mask.exp())` is kept.
+  template <detail::TensorExpression E>
+  OptionalTensor(const E& evaluate_this_to_a_tensor_first) = delete;
 
   [[nodiscard]] bool given() const { return view_.given(); }  ///< whether there is a tensor
 
@@ -78,7 +92,15 @@ class OptionalTensor {
   }
 
  private:
+  template <class T>
+  void refer_to(const T& tensor) {
+    const auto view = detail::view<0>(tensor);
+    view_.entries = {view.data, view.leading, view.leading_strides, {}, {}};
+    (void)((++view_.scalar, TensorOf<T, Scalars>) || ...);
+  }
+
   detail::OptionalView<0, Scalars...> view_;
+  std::shared_ptr<const void> kept_;
 };
 
 namespace detail {
