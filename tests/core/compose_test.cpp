@@ -257,6 +257,10 @@ concept Prepares = requires(M&& m, const Heads& t) {
   std::forward<M>(m).prepare(t, t);
 };
 
+template <class M>
+concept NeedsNoV = requires(const M& m, Row<double, 4>& q) {
+  m.mod_qkv(q, q);
+};
 static_assert(PositionalModule<Step, double> && PositionalModule<Shift, double> && PositionalModule<Content, double>);
 static_assert(PositionalModule<Refusing, double> && PositionalModule<Witness, double>);
 static_assert(PositionalModule<Stranger, double> && PositionalModule<Compose<Stranger, Step>, double>);
@@ -404,6 +408,25 @@ TEST_CASE("Compose is its modules one after another, gradients in their places",
   CHECK(parameters_of(grads) == expected);
   CHECK(std::none_of(expected.begin(), expected.begin() + 2, [](double value) { return value == 0; }));
   CHECK(expected.back() != 0);
+}
+
+TEST_CASE("Compose needs no v where no module changes it", "[compose]") {
+  const Compose turned_twice(Rotary<double>({.head_dim = 8, .learned_div = true}), Identity(),
+                             Rotary<double>({.head_dim = 8, .pairing = RotaryPairing::half}));
+  const PairPositions at{.q = Positions::range(100), .k = Positions::range(97)};
+  Attention with, without, grad, grad_without;
+  turned_twice.mod_qkv(with.q, with.k, with.v, at);
+  turned_twice.mod_qkv(without.q, without.k, at);
+  CHECK(without.values() == with.values());
+
+  auto grads = turned_twice.zero_gradients(), grads_without = turned_twice.zero_gradients();
+  turned_twice.mod_qkv_backward(grad.q, grad.k, grad.v, with.q, with.k, with.v, at, grads);
+  turned_twice.mod_qkv_backward(grad_without.q, grad_without.k, with.q, with.k, at, grads_without);
+  CHECK(grad_without.values() == grad.values());
+  CHECK(parameters_of(grads_without) == parameters_of(grads));
+  CHECK(parameters_of(grads)[0] != 0);
+
+  static_assert(NeedsNoV<Compose<Rotary<double>, Identity>> && !NeedsNoV<Compose<Rotary<double>, Step>>);
 }
 
 TEST_CASE("Compose of one module and of none", "[compose]") {

@@ -121,7 +121,9 @@ TEST_CASE("Identity changes nothing", "[module]") {
   identity.mod_qkv(t, t, t);
   identity.mod_mask(t, t, t, t);
   identity.mod_x_backward(t, {}, grads);
+  identity.mod_qkv(t, t, {.q_k = posbias::Positions::range(100)});
   identity.mod_qkv_backward(t, t, t, t, t, t, {}, grads);
+  identity.mod_qkv_backward(t, t, t, t, {}, grads);
   identity.mod_mask_backward(t, t, t, t, t, t, t, {}, grads);
   CHECK(values_of(t) == before);
 }

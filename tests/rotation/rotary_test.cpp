@@ -257,6 +257,34 @@ TEST_CASE("Rotary: q and k that are one tensor are rotated once, and their gradi
   CHECK(sums[1] == Approx(sums[0]).epsilon(1e-12));
 }
 
+TEST_CASE("Rotary needs no v, and turns one tensor given as both q and k") {
+  const Rotary<double> module({.head_dim = 4, .learned_div = true});
+  const PairPositions at{.q = Positions::range(107), .k = Positions::range(100)};
+  Eigen::Tensor<double, 4, Eigen::RowMajor> q(2, 3, 2, 4), k(2, 5, 1, 4), v(2, 5, 1, 3);
+  for (Index i = 0; i < q.size(); ++i) q.data()[i] = std::sin(static_cast<double>(i));
+  for (Index i = 0; i < k.size(); ++i) k.data()[i] = std::cos(static_cast<double>(i));
+  v.setZero();
+  auto q_alone = q, k_alone = k, key = k;
+  module.mod_qkv(q, k, v, at);
+  module.mod_qkv(q_alone, k_alone, at);
+  CHECK(flat(q_alone) == flat(q));
+  CHECK(flat(k_alone) == flat(k));
+  module.mod_qkv(key, key, {.q_k = Positions::range(100)});
+  CHECK(flat(key) == flat(k));
+
+  Eigen::Tensor<double, 4, Eigen::RowMajor> grad_q = q.cwiseMax(0.0), grad_k = k.cwiseMax(0.0);
+  auto grad_q_alone = grad_q, grad_k_alone = grad_k;
+  auto grads = module.zero_gradients(), grads_alone = module.zero_gradients();
+  module.mod_qkv_backward(grad_q, grad_k, v, q, k, v, at, grads);
+  module.mod_qkv_backward(grad_q_alone, grad_k_alone, q, k, at, grads_alone);
+  CHECK(flat(grad_q_alone) == flat(grad_q));
+  CHECK(flat(grad_k_alone) == flat(grad_k));
+  for_each_parameter(grads, [&](std::string_view, const auto& div) {
+    CHECK(div() != 0);
+    for_each_parameter(grads_alone, [&](std::string_view, const auto& alone) { CHECK(alone() == div()); });
+  });
+}
+
 TEST_CASE("Rotary names what is wrong and writes nothing") {
   const auto construct = [](RotaryOptions options) { return [=] { Rotary<float> module(options); }; };
   const std::string required = "; it is required, and must be even and positive";

@@ -90,6 +90,8 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   using Scalar = Scalar_;                ///< of its tensors and parameters
   using Options = TransformerXLOptions;  ///< what it is made from
   using typename Base::Gradients;
+  using HooksWithoutV<TransformerXL>::mod_qkv;
+  using HooksWithoutV<TransformerXL>::mod_qkv_backward;
   using Prepared = PreparedQueryBias<TransformerXL>;            ///< what adds itself to tiles
   static constexpr std::string_view name = "TransformerXL",     ///< in messages
       head_dim_option = "dim / n_heads";                        ///< what sets the features of a head, in messages

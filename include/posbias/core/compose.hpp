@@ -125,6 +125,8 @@ PreparedCompose(std::tuple<Parts...>) -> PreparedCompose<Parts...>;
 template <class... Modules>
 class Compose : public Module<Compose<Modules...>> {
  public:
+  using HooksWithoutV<Compose>::mod_qkv;
+  using HooksWithoutV<Compose>::mod_qkv_backward;
   static constexpr std::string_view name = "Compose";  ///< in messages
   /// What any of the modules may change.
   static constexpr QKVChanges changes{(detail::changes_of<Modules>.q || ...), (detail::changes_of<Modules>.k || ...),

@@ -147,14 +147,35 @@ struct NothingPrepared {
   void finish(const Accumulator&, auto& /*grads*/) const {}
 };
 
+/// `mod_qkv` and its adjoint without v, for modules that leave it alone. A module that has a `mod_qkv` of its own takes
+/// these with `using HooksWithoutV<Derived>::mod_qkv`, and so with the adjoint.
+template <class Derived>
+class HooksWithoutV {
+ public:
+  /// `mod_qkv` of q (B, *, L1, NH, H) and k (B, *, L2, NHk, H), as where keys come alone or v is still to be computed.
+  template <HeadsTensor Q, HeadsTensor K>
+  requires(!detail::changes_of<Derived>.v) void mod_qkv(Q&& q, K&& k, const PairPositions& at = {}) const {
+    static_cast<const Derived&>(*this).mod_qkv(q, k, k, at);
+  }
+
+  /// Its adjoint.
+  template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor Q, HeadsTensor K, class Gradients>
+  requires(!detail::changes_of<Derived>.v) void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, const Q& q, const K& k,
+                                                                 const PairPositions& at, Gradients& grads) const {
+    static_cast<const Derived&>(*this).mod_qkv_backward(grad_q, grad_k, grad_k, q, k, k, at, grads);
+  }
+};
+
 /// Base of all modules (CRTP): the identity at every hook until `Derived` says otherwise. `Derived` has a `static
 /// constexpr std::string_view name`.
 template <class Derived, class Parameters>
-class Module : public ParameterOwner<Derived, Parameters> {
+class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<Derived> {
   using Owner = ParameterOwner<Derived, Parameters>;
 
  public:
   using typename Owner::Gradients;
+  using HooksWithoutV<Derived>::mod_qkv;
+  using HooksWithoutV<Derived>::mod_qkv_backward;
 
   Module() = default;
 

@@ -73,6 +73,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   using Scalar = Scalar_;         ///< of its tensors and parameters
   using Options = RotaryOptions;  ///< what it is made from
   using typename Base::Gradients;
+  using HooksWithoutV<Rotary>::mod_qkv;
+  using HooksWithoutV<Rotary>::mod_qkv_backward;
   static constexpr std::string_view name = "Rotary";  ///< in messages
   static constexpr QKVChanges changes{.v = false};    ///< q and k
 
