@@ -75,7 +75,7 @@ namespace detail {
 template <class Gradients>
 void add_gradients(const Gradients& part, Gradients& to) {
   for_each_pair(part, to, [](std::string_view, const auto& tensor, auto& sum) {
-    std::transform(tensor.data(), tensor.data() + tensor.size(), sum.data(), sum.data(), std::plus());
+    std::transform(tensor.data(), tensor.data() + tensor.size(), sum.data(), sum.data(), std::plus<>());
   });
 }
 
