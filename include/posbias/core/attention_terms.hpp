@@ -5,7 +5,7 @@
 
 #include <concepts>
 #include <initializer_list>
-#include <ranges>
+#include <iterator>
 
 namespace posbias {
 
@@ -18,11 +18,18 @@ class AttentionTerms {
  public:
   constexpr AttentionTerms() = default;
   /// Of the terms in a list, in any order.
-  constexpr AttentionTerms(std::initializer_list<AttentionTerm> terms) { insert_all(terms); }
+  constexpr AttentionTerms(std::initializer_list<AttentionTerm> terms) {
+    for (const AttentionTerm term : terms) insert(term);
+  }
   /// The same, of a vector, a span or another range, in any order.
-  template <std::ranges::input_range Terms>
-  requires std::same_as<std::ranges::range_value_t<Terms>, AttentionTerm>
-  constexpr AttentionTerms(Terms&& terms) { insert_all(terms); }
+  template <class Terms>
+  requires requires(const Terms& terms) {
+    { *std::begin(terms) } -> std::convertible_to<AttentionTerm>;
+    std::end(terms);
+  }
+  constexpr AttentionTerms(const Terms& terms) {
+    for (const AttentionTerm term : terms) insert(term);
+  }
 
   /// Adds a term; one that is there already stays.
   constexpr void insert(AttentionTerm term) { terms_ |= bit(term); }
@@ -30,9 +37,6 @@ class AttentionTerms {
   [[nodiscard]] constexpr bool contains(AttentionTerm term) const { return (terms_ & bit(term)) != 0; }
 
  private:
-  constexpr void insert_all(auto&& terms) {
-    for (const AttentionTerm term : terms) insert(term);
-  }
   static constexpr unsigned bit(AttentionTerm term) { return 1U << static_cast<unsigned>(term); }
 
   unsigned terms_ = 0;

@@ -41,8 +41,8 @@ auto new_mask(std::string_view module, const Q& q, const K& k, const V& v) {
 
 /// A mask that `make_mask` takes for q: of bools or of q's scalar, and of no more dimensions than the logits.
 template <class M, class Q>
-concept MaskFor = (TensorOf<M, bool, 1> || TensorOf<M, typename Traits<Q>::Scalar, 1>)&&Traits<M>::rank
-                  <= Traits<Q>::rank;
+concept MaskFor = TensorLike<M> &&(Traits<M>::rank >= 1) && (Traits<Q>::rank >= Traits<M>::rank) &&
+                  (TensorOf<M, bool> || TensorOf<M, typename Traits<Q>::Scalar>);
 
 /// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf. Of its
 /// dimensions those that are missing from the left are repeated, and those of 1; l1 = 1 only if l2 is whole.
@@ -51,7 +51,8 @@ void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
   using Scalar = typename Traits<Mask>::Scalar;
   const auto to = view<3>(mask);
   auto entries = view<0>(smaller);
-  while (entries.leading.rank < to.leading.rank + 3) insert_dimension(entries, 0);
+  for (int dimensions = Traits<Smaller>::rank; dimensions < Traits<Mask>::rank; ++dimensions)
+    insert_dimension(entries, 0);
   TensorView<const typename Traits<Smaller>::Scalar, 3> from;
   from.leading = to.leading;
   from.shape = to.shape;
