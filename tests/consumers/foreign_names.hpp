@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// The macros of windows.h that are also names in C++. The standard library does not compile under them, so its headers come
-/// first, those that Eigen includes for threads among them.
+/// Names that other code may have brought along before it includes posbias: the macros of windows.h, and using-directives.
+/// The standard library does not compile under these macros, so its headers come first, those that Eigen includes for threads
+/// among them.
 #pragma once
+#pragma GCC system_header
 
 #include <atomic>
 #include <deque>
@@ -19,3 +21,8 @@
 #define max(a, b) (((a) > (b)) ? (a) : (b))
 #define near
 #define far
+
+namespace posbias {}
+using namespace std;
+using namespace Eigen;
+using namespace posbias;
