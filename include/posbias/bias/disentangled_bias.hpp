@@ -20,7 +20,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -30,6 +29,7 @@
 #include "posbias/bias/content_bias.hpp"
 #include "posbias/bias/prepared_query_bias.hpp"
 #include "posbias/core/attention_terms.hpp"
+#include "posbias/core/memory.hpp"
 #include "posbias/kernel/bucketing.hpp"
 #include "posbias/kernel/relative_position_table.hpp"
 

@@ -6,11 +6,11 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
-#include <memory>
 #include <span>
 #include <type_traits>
 #include <utility>
 
+#include "posbias/core/memory.hpp"
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {

@@ -6,7 +6,6 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <numeric>
 #include <span>
 #include <string_view>
@@ -14,6 +13,7 @@
 #include <vector>
 
 #include "posbias/core/error.hpp"
+#include "posbias/core/memory.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/kernel/frequencies.hpp"
 #include "posbias/kernel/token_rows.hpp"

@@ -24,12 +24,12 @@
 #include <atomic>
 #include <concepts>
 #include <exception>
-#include <memory>
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <utility>
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/index.hpp"
+#include "posbias/core/memory.hpp"
 
 namespace posbias {
 namespace detail {
