@@ -77,6 +77,10 @@ class File {
   }
 
   void add_metadata() {
+    if (one_in(8)) {
+      member("__metadata__") += "null";
+      return;
+    }
     member("__metadata__") += "{\"format\":";
     header_ += one_in(16) ? flaw("[1]") : quoted(text());
     if (one_in(8)) header_ += flaw(",\"format\":\"pt\"");

@@ -7,8 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <ios>
 #include <map>
 #include <optional>
+#include <random>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -44,6 +48,46 @@ auto tensor(const SafeTensors& file, std::string_view name) {
   return result;
 }
 
+/// The same file on disk: mapped, or if its size is odd, read as it is asked for.
+inline std::optional<SafeTensors> opened(const std::vector<std::byte>& bytes) {
+  namespace fs = std::filesystem;
+  static const fs::path path = fs::temp_directory_path() / ("posbias-fuzz-" + std::to_string(std::random_device{}()));
+  std::ofstream(path, std::ios::binary | std::ios::trunc)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  std::optional<SafeTensors> file;
+  try {
+    file = bytes.size() % 2 == 0 ? SafeTensors::open(path) : SafeTensors(posbias::io::detail::FileBytes::stream(path));
+  } catch (const posbias::FormatError&) {
+  }
+  fs::remove(path);
+  return file;
+}
+
+/// A view shows the values of the tensor, or there is none.
+template <class Scalar>
+void check_view(const SafeTensors& file, const std::string& name) {
+  try {
+    const auto view = file.view<Scalar, 1>(name);
+    const auto copy = file.tensor<Scalar, 1>(name);
+    require(view.size() == copy.size() &&
+                (copy.size() == 0 ||
+                 std::memcmp(view.data(), copy.data(), static_cast<std::size_t>(copy.size()) * sizeof(Scalar)) == 0),
+            "a view of other values: " + name);
+  } catch (const posbias::FormatError&) {
+  }
+}
+
+/// Any bytes as the index of a sharded checkpoint: no name of a shard leads out of the folder.
+inline void check_index(std::string_view text) {
+  try {
+    for (const auto& [name, shard] : posbias::io::detail::parse_index(text)) {
+      const std::filesystem::path path(shard);
+      require(path.is_relative() && path.filename() == path && shard != "." && shard != "..", "a shard at " + shard);
+    }
+  } catch (const posbias::FormatError&) {
+  }
+}
+
 /// Adds a tensor to what is written, where it has this rank and its values convert.
 template <class Scalar, int Rank, int Layout>
 bool copied(const SafeTensors& file, const SafeTensorsEntry& entry, SafeTensorsWriter& writer) {
@@ -65,6 +109,10 @@ inline std::vector<std::byte> rewritten(const SafeTensors& file) {
     };
     if (entry.dtype == "F64")
       copy_as(double{});
+    else if (entry.dtype == "F16")
+      copy_as(Eigen::half{});
+    else if (entry.dtype == "BF16")
+      copy_as(Eigen::bfloat16{});
     else if (!copy_as(float{}) && !copy_as(bool{}) && !copy_as(std::int32_t{}))
       copy_as(std::int64_t{});
   }
@@ -121,12 +169,20 @@ inline void check_loading(const SafeTensors& file) {
 /// written and read again.
 inline std::optional<SafeTensors> check_file(const std::vector<std::byte>& bytes) {
   std::optional<SafeTensors> file = parsed(bytes);
+  const std::optional<SafeTensors> on_disk = opened(bytes);
+  require(on_disk.has_value() == file.has_value(), "memory and disk disagree");
   if (!file) return file;
-  for (const SafeTensorsEntry& entry : file->entries())
+  for (const SafeTensorsEntry& entry : file->entries()) {
     require(file->contains(entry.name) && entry.end <= bytes.size(), "an entry that is not in the file");
+    check_view<float>(*file, entry.name);
+    check_view<Eigen::half>(*file, entry.name);
+    check_view<bool>(*file, entry.name);
+    check_view<std::int64_t>(*file, entry.name);
+  }
   check_loading(*file);
 
   const std::vector<std::byte> once = rewritten(*file);
+  require(rewritten(*on_disk) == once, "other values on disk");
   const std::optional<SafeTensors> again = parsed(once);
   require(again.has_value(), "what was written does not read");
   require(again->metadata() == file->metadata(), "metadata changed");

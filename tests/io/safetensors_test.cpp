@@ -10,7 +10,6 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <limits>
 #include <map>
 #include <random>
@@ -18,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "io/safetensors_files.hpp"
 #include "support/catch.hpp"
 
 #if __has_include(<sys/resource.h>)
@@ -32,33 +32,17 @@ using posbias::io::load_parameters;
 using posbias::io::SafeTensors;
 using posbias::io::SafeTensorsWriter;
 using posbias::io::save_parameters;
+using posbias_test::bytes_of;
 using posbias_test::contains;
+using posbias_test::file_text;
+using posbias_test::little;
 using posbias_test::message_of;
+using posbias_test::one;
+using posbias_test::Scratch;
+using posbias_test::slurp;
+using posbias_test::text_of;
 
 namespace {
-
-std::vector<std::byte> bytes_of(std::string_view text) {
-  std::vector<std::byte> bytes;
-  for (const char c : text) bytes.push_back(static_cast<std::byte>(c));
-  return bytes;
-}
-
-std::string text_of(const std::vector<std::byte>& bytes) {
-  std::string text;
-  for (const std::byte b : bytes) text += static_cast<char>(b);
-  return text;
-}
-
-/// `count` bytes of an integer, the low one first.
-std::string little(std::uint64_t value, int count) {
-  std::string text;
-  for (int i = 0; i < count; ++i) text += static_cast<char>((value >> (8 * i)) & 255);
-  return text;
-}
-
-std::string file_text(const std::string& header, const std::string& data) {
-  return little(header.size(), 8) + header + data;
-}
 
 SafeTensors parse(const std::string& header, const std::string& data = "") {
   return SafeTensors::parse(bytes_of(file_text(header, data)));
@@ -70,11 +54,6 @@ std::string refusal_of_file(std::string_view file) {
 }
 std::string refusal(const std::string& header, const std::string& data = "") {
   return refusal_of_file(file_text(header, data));
-}
-
-/// The header of one tensor "a".
-std::string one(const std::string& dtype, const std::string& shape, const std::string& offsets) {
-  return R"({"a":{"dtype":)" + dtype + R"(,"shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}";
 }
 
 /// A file of one tensor "a" of rank 1, sized to its data.
@@ -119,29 +98,6 @@ struct Toy {
   }
 };
 
-/// A directory that is gone when the test is.
-struct Scratch {
-  std::filesystem::path path;
-  Scratch() {
-    path = std::filesystem::temp_directory_path() / ("posbias-safetensors-" + std::to_string(std::random_device{}()));
-    std::filesystem::create_directories(path);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-  [[nodiscard]] std::ptrdiff_t files() const {
-    return std::distance(std::filesystem::directory_iterator(path), std::filesystem::directory_iterator());
-  }
-};
-
-std::string slurp(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-}
-
 }  // namespace
 
 TEST_CASE("a file written by hand reads as it was written", "[safetensors]") {
@@ -185,6 +141,7 @@ TEST_CASE("the smallest file is an empty object", "[safetensors]") {
   CHECK(parse("{}").entries().empty());
   CHECK(parse("{}      ").entries().empty());
   CHECK(parse(R"({"__metadata__":{}})").metadata().empty());
+  CHECK(parse(R"({"__metadata__":null})").metadata().empty());
 }
 
 TEST_CASE("empty tensors lie between the others, wherever the header names them", "[safetensors]") {
@@ -250,7 +207,7 @@ TEST_CASE("every malformed file is refused by name", "[safetensors]") {
       {R"({"a":true})", "", R"("a" must be an object; got a boolean)"},
       {R"({"a":[]})", "", R"("a" must be an object; got an array)"},
       {R"({"a":1e999})", "", "not JSON in UTF-8"},
-      {R"({"__metadata__":null})", "", R"("__metadata__" must be an object; got null)"},
+      {R"({"__metadata__":{},"a":null})", "", R"("a" must be an object; got null)"},
       {R"({"__metadata__":[]})", "", R"("__metadata__" must be an object; got an array)"},
       // metadata
       {R"({"__metadata__":{"k":1}})", "", R"(__metadata__: "k" must be a string; got a number)"},
@@ -457,6 +414,9 @@ TEST_CASE("floating point converts by one rounding", "[safetensors]") {
     CHECK(bits(values(6)) == 0x80000000u);
     CHECK(std::isnan(values(7)));
     CHECK(vector_file("F16", 2, data).tensor<double, 1>("a")(3) == 0x1p-24);
+    const auto as_they_are = vector_file("F16", 2, data).tensor<Eigen::half, 1>("a");
+    CHECK(std::bit_cast<std::uint16_t>(as_they_are(4)) == 0x3555);
+    CHECK(std::bit_cast<std::uint16_t>(as_they_are(7)) == 0x7e00);
   }
   SECTION("BF16 is the upper half of a float") {
     std::string data;
@@ -468,6 +428,9 @@ TEST_CASE("floating point converts by one rounding", "[safetensors]") {
     CHECK(bits(values(3)) == 0xff800000u);
     CHECK(bits(values(4)) == 0x80000000u);
     CHECK(vector_file("BF16", 2, data).tensor<double, 1>("a")(1) == -3.140625);
+    CHECK(std::bit_cast<std::uint16_t>(vector_file("BF16", 2, data).tensor<Eigen::bfloat16, 1>("a")(1)) == 0xc049);
+    CHECK_THAT(message_of<FormatError>([&] { (void)vector_file("BF16", 2, data).tensor<Eigen::half, 1>("a"); }),
+               contains(R"("a" has dtype BF16, which does not convert to F16)"));
   }
   SECTION("F64 to float rounds to nearest, ties to even, and past the largest float to infinity") {
     std::string data;
@@ -573,6 +536,12 @@ TEST_CASE("the writer's bytes are those of the format", "[safetensors]") {
   writer.add("w", w);
   writer.add("s \"q\"", scalar);
   writer.add("ids", ids);
+  Eigen::Tensor<Eigen::half, 1> half(1);
+  half.setConstant(Eigen::half(-2));
+  Eigen::Tensor<Eigen::bfloat16, 2> brain(2, 1);
+  brain.setValues({{Eigen::bfloat16(1)}, {Eigen::bfloat16(-2)}});
+  writer.add("half", half);
+  writer.add("brain", brain);
   writer.add_metadata("format", "pt");
   writer.add_metadata("a", "line\n");
 
@@ -580,12 +549,14 @@ TEST_CASE("the writer's bytes are those of the format", "[safetensors]") {
                        R"("ids":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},)"
                        R"("s \"q\"":{"dtype":"F64","shape":[],"data_offsets":[8,16]},)"
                        R"("w":{"dtype":"F32","shape":[2,3],"data_offsets":[16,40]},)"
-                       R"("flags":{"dtype":"BOOL","shape":[3],"data_offsets":[40,43]}})";
+                       R"("brain":{"dtype":"BF16","shape":[2,1],"data_offsets":[40,44]},)"
+                       R"("half":{"dtype":"F16","shape":[1],"data_offsets":[44,46]},)"
+                       R"("flags":{"dtype":"BOOL","shape":[3],"data_offsets":[46,49]}})";
   while (header.size() % 8 != 0) header += ' ';
   std::string data = little(~std::uint64_t{6}, 8) + little(0xc000000000000000u, 8);
   for (const std::uint32_t value : {0x3f800000u, 0x40000000u, 0x40400000u, 0xc0800000u, 0x3f000000u, 0u})
     data += little(value, 4);
-  data += std::string("\1\0\1", 3);
+  data += little(0xc0003f80u, 4) + little(0xc000u, 2) + std::string("\1\0\1", 3);
   CHECK(text_of(writer.bytes()) == file_text(header, data));
 }
 
@@ -689,6 +660,11 @@ TEST_CASE("files are replaced as a whole or not at all", "[safetensors]") {
     CHECK_THAT(message_of<FormatError>([&] { longer.write(directory); }), contains("cannot write"));
     std::filesystem::remove_all(directory);
   }
+  SECTION("a link that never ends") {
+    std::filesystem::create_symlink("round", scratch.path / "round");
+    CHECK_THAT(message_of<FormatError>([&] { longer.write(scratch.path / "round"); }), contains("cannot write"));
+    std::filesystem::remove(scratch.path / "round");
+  }
 #ifdef RLIMIT_FSIZE
   SECTION("no room") {
     rlimit before{};
@@ -705,6 +681,37 @@ TEST_CASE("files are replaced as a whole or not at all", "[safetensors]") {
 #endif
   CHECK(SafeTensors::read(path).tensor<float, 1>("b")(2) == 9);
   CHECK(scratch.files() == 1);
+}
+
+TEST_CASE("a file that is written over keeps its mode, and links lead to it", "[safetensors]") {
+  namespace fs = std::filesystem;
+  const Scratch scratch;
+  const Eigen::Tensor<float, 1> one_value = Eigen::Tensor<float, 1>(1).setConstant(1);
+  SafeTensorsWriter before, after;
+  before.add("a", one_value);
+  after.add("b", one_value);
+  fs::create_directories(scratch.path / "blobs");
+  const fs::path file = scratch.path / "blobs" / "file";
+  before.write(file);
+  for (const fs::perms mode : {fs::perms{0600}, fs::perms{0640}, fs::perms{0444}, fs::perms{0666}}) {
+    fs::permissions(file, mode);
+    before.write(file);
+    CHECK(fs::status(file).permissions() == mode);
+  }
+  fs::create_symlink(fs::path("blobs") / "file", scratch.path / "relative");
+  fs::create_symlink(scratch.path / "relative", scratch.path / "absolute");
+  after.write(scratch.path / "absolute");
+  CHECK(fs::is_symlink(scratch.path / "absolute"));
+  CHECK(fs::is_symlink(scratch.path / "relative"));
+  CHECK(SafeTensors::read(file).contains("b"));
+  CHECK(fs::status(file).permissions() == fs::perms{0666});
+  CHECK(scratch.files() == 3);
+
+  // A link to a file that is not there yet makes it.
+  fs::remove(file);
+  after.write(scratch.path / "relative");
+  CHECK(fs::is_symlink(scratch.path / "relative"));
+  CHECK(SafeTensors::read(file).contains("b"));
 }
 
 TEST_CASE("a file that cannot be read is named", "[safetensors]") {
@@ -743,6 +750,28 @@ TEST_CASE("a module's parameters go out and come back", "[safetensors]") {
   CHECK(other.values() == Toy().values());
   load_parameters(other, both, "second.");
   CHECK(other.values() == toy.values());
+}
+
+TEST_CASE("a function says what a file calls the parameters", "[safetensors]") {
+  const Scratch scratch;
+  const auto path = scratch.path / "toy.safetensors";
+  SafeTensorsWriter writer;
+  Toy toy;
+  toy.weight(1, 2) = 42;
+  writer.add("embed", toy.weight);
+  writer.add("old.div", toy.div);
+  writer.add("old.counts", toy.counts);
+  writer.write(path);
+  const auto name_in_file = [](std::string_view name) {
+    return name == "emb.weight" ? "embed" : "old." + std::string(name);
+  };
+  Toy other;
+  load_parameters(other, path, name_in_file);
+  CHECK(other.values() == toy.values());
+  CHECK(other.values()[5] == 42);
+  CHECK_THAT(message_of<FormatError>(
+                 [&] { load_parameters(other, SafeTensors::read(path), [](std::string_view) { return "old.div"; }); }),
+             contains(R"("old.div" has shape (); expected (2, 3))"));
 }
 
 TEST_CASE("a file that does not fit leaves the module as it was", "[safetensors]") {

@@ -12,10 +12,12 @@
 ///
 ///     io::save_parameters("alibi.safetensors", module);
 ///     io::load_parameters(module, "checkpoint.safetensors", "encoder.layers.0.bias.");
+///     io::load_parameters(module, "model.safetensors.index.json", "encoder.layers.0.bias.");
 ///
 /// Opt-in: needs nlohmann-json (3.11 or later), which no other header of the library includes.
 #pragma once
 
+#include <concepts>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -26,22 +28,33 @@
 
 namespace posbias::io {
 
-/// Sets every parameter of a module from the tensor `prefix` + its name. All must be there in their exact
-/// shapes; what else is in the file does not matter. All are checked before the first is written.
-template <class Module>
-void load_parameters(Module& module, const SafeTensors& file, std::string_view prefix = "") {
+/// Sets every parameter of a module from the tensor that name_in_file(its name) names. All must be there in their
+/// exact shapes; what else is in the file does not matter. All are checked before the first is written.
+template <class Module, std::invocable<std::string_view> NameInFile>
+void load_parameters(Module& module, const SafeTensors& file, NameInFile name_in_file) {
   const auto for_each = [&](auto act) {
     for_each_parameter(module,
-                       [&](std::string_view name, auto& tensor) { act(std::string(prefix).append(name), tensor); });
+                       [&](std::string_view name, auto& tensor) { act(std::string(name_in_file(name)), tensor); });
   };
   for_each([&](const std::string& name, const auto& tensor) { file.check_fits(name, tensor); });
   for_each([&](const std::string& name, auto& tensor) { file.copy_to(name, tensor); });
 }
 
-/// The same, from a file on disk.
+/// The same from the tensors `prefix` + the parameter's name.
+template <class Module>
+void load_parameters(Module& module, const SafeTensors& file, std::string_view prefix = "") {
+  load_parameters(module, file, [&](std::string_view name) { return std::string(prefix).append(name); });
+}
+
+/// Both from what SafeTensors::open opens: a file, of which no more is read than needed, or the index of shards.
+template <class Module, std::invocable<std::string_view> NameInFile>
+void load_parameters(Module& module, const std::filesystem::path& path, NameInFile name_in_file) {
+  load_parameters(module, SafeTensors::open(path), name_in_file);
+}
+/// With a prefix.
 template <class Module>
 void load_parameters(Module& module, const std::filesystem::path& path, std::string_view prefix = "") {
-  load_parameters(module, SafeTensors::read(path), prefix);
+  load_parameters(module, SafeTensors::open(path), prefix);
 }
 
 /// Adds every parameter of a module as `prefix` + its name.

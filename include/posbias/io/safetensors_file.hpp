@@ -5,101 +5,111 @@
 /// Part of posbias/io/safetensors.hpp, which is what to include.
 #pragma once
 
-#include <algorithm>
 #include <array>
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <map>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
-#include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <utility>
 #include <vector>
 
 #include "posbias/core/error.hpp"
+#include "posbias/core/index.hpp"
+#include "posbias/io/file_bytes.hpp"
+#include "posbias/io/json_text.hpp"
+#include "posbias/io/other_formats.hpp"
 #include "posbias/io/safetensors_header.hpp"
+#include "posbias/io/safetensors_index.hpp"
+#include "posbias/io/stored_values.hpp"
 
 namespace posbias::io {
 
-/// A parsed file: owns the bytes, converts tensors on request.
+/// The tensors of a file, or of all shards of a checkpoint. Copies share the bytes; const calls are thread-safe.
 class SafeTensors {
  public:
+  /// Of bytes that may be in memory, mapped or on disk; `parse`, `read` and `open` make them.
+  explicit SafeTensors(detail::FileBytes file) { add(std::move(file)); }
+
   /// Takes a whole file's bytes.
-  static SafeTensors parse(std::vector<std::byte> file) {
-    using detail::fail;
-    constexpr std::size_t prefix = sizeof(std::uint64_t);
-    if (file.size() < prefix)
-      fail<FormatError>("SafeTensors: expected 8 bytes for the header's length; the file has ", file.size());
-    const auto length = detail::load<std::uint64_t>(file.data());
-    if (length > file.size() - prefix)
-      fail<FormatError>("SafeTensors: the header has ", length, " bytes; the file has ", file.size() - prefix,
-                        " after its length");
+  static SafeTensors parse(std::vector<std::byte> file) { return SafeTensors(detail::FileBytes(std::move(file))); }
+
+  /// Reads a whole file into memory; then the file may change.
+  static SafeTensors read(const std::filesystem::path& path) {
     SafeTensors result;
-    result.data_ = prefix + static_cast<std::size_t>(length);
-    const std::string_view text(reinterpret_cast<const char*>(file.data()) + prefix, result.data_ - prefix);
-    auto header = detail::parse_header(text, file.size() - result.data_);
-    result.entries_ = std::move(header.entries);
-    result.metadata_ = std::move(header.metadata);
-    for (std::size_t i = 0; i < result.entries_.size(); ++i) result.by_name_[result.entries_[i].name] = i;
-    result.file_ = std::move(file);
+    result.add_file(path, detail::FileBytes::read(path));
     return result;
   }
 
-  /// Reads a whole file from disk.
-  static SafeTensors read(const std::filesystem::path& path) {
-    std::error_code error;
-    const std::uintmax_t size = std::filesystem::file_size(path, error);
-    std::ifstream stream(path, std::ios::binary);
-    if (error || !stream) detail::fail<FormatError>("SafeTensors::read: cannot open ", path.string());
-    std::vector<std::byte> file(size);
-    if (!stream.read(reinterpret_cast<char*>(file.data()), static_cast<std::streamsize>(size)))
-      detail::fail<FormatError>("SafeTensors::read: cannot read ", size, " bytes of ", path.string());
-    try {
-      return parse(std::move(file));
-    } catch (const FormatError& reason) {
-      detail::fail<FormatError>(reason.what(), " (", path.string(), ")");
-    }
+  /// Reads no more than a file's header. Values are mapped into memory; where that cannot be (Windows, say) they are
+  /// read from disk as they are asked for. While it is open a file may be replaced or removed, but must not be cut
+  /// or written over in place.
+  ///
+  /// A path that ends in .json is the index of a sharded checkpoint ("model.safetensors.index.json"). It names the
+  /// shard of every tensor, a file beside the index; all shards are opened. Tensors that it does not name are left out.
+  static SafeTensors open(const std::filesystem::path& path) {
+    SafeTensors result;
+    if (path.extension() == ".json")
+      result.add_shards(path);
+    else
+      result.add_file(path, detail::FileBytes::open(path));
+    return result;
   }
 
-  /// All tensors, in order of offset.
+  /// All tensors, in order of offset; shard by shard, in order of the shards' names.
   [[nodiscard]] const std::vector<SafeTensorsEntry>& entries() const { return entries_; }
-  /// The texts that are kept beside the tensors.
+  /// The texts that are kept beside the tensors; of shards that differ, those of the first.
   [[nodiscard]] const std::map<std::string, std::string>& metadata() const { return metadata_; }
   /// Whether a tensor has this name.
-  [[nodiscard]] bool contains(std::string_view name) const { return by_name_.find(name) != by_name_.end(); }
+  [[nodiscard]] bool contains(std::string_view name) const { return places_.find(name) != places_.end(); }
   /// The shape of a tensor. Throws FormatError if there is none of this name; so do the next.
   [[nodiscard]] const std::vector<Index>& shape(std::string_view name) const { return entry(name).shape; }
   /// What its values are stored as: "F32", "BF16", "I64", "BOOL", ...
   [[nodiscard]] std::string_view dtype(std::string_view name) const { return entry(name).dtype; }
-
   /// Where and what a tensor is.
-  [[nodiscard]] const SafeTensorsEntry& entry(std::string_view name) const {
-    const auto found = by_name_.find(name);
-    if (found == by_name_.end()) detail::fail<FormatError>("SafeTensors: no tensor is named ", detail::shown(name));
-    return entries_[found->second];
-  }
+  [[nodiscard]] const SafeTensorsEntry& entry(std::string_view name) const { return entries_[place(name).entry]; }
 
-  /// The values of a tensor. F16, BF16, F32 and F64 come as float or double, rounded once; integers of any
-  /// size as 32- or 64-bit ones, if all of them fit; BOOL as bool. There is no other conversion.
+  /// A copy of a tensor's values. F16, BF16, F32 and F64 come as float or double, rounded once; F16 as Eigen::half
+  /// and BF16 as Eigen::bfloat16, as they are; integers of any size as 32- or 64-bit ones, if all of them fit; BOOL
+  /// as bool. There is no other conversion.
   template <detail::StorableScalar Scalar, int Rank, int Layout = Eigen::RowMajor>
   [[nodiscard]] Eigen::Tensor<Scalar, Rank, Layout> tensor(std::string_view name) const {
-    const std::vector<Index>& from = shape(name);
-    if (from.size() != static_cast<std::size_t>(Rank))
-      detail::fail<FormatError>("SafeTensors::tensor: ", detail::shown(name), " has shape ", std::span(from),
-                                "; expected rank ", Rank);
-    std::array<Index, static_cast<std::size_t>(Rank)> sizes;
-    std::ranges::copy(from, sizes.begin());
-    Eigen::Tensor<Scalar, Rank, Layout> result(sizes);
+    Eigen::Tensor<Scalar, Rank, Layout> result(sizes_of<Rank>("tensor", name));
     copy_to(name, result);
     return result;
   }
+
+  /// A tensor's values where they lie; valid as long as this object or a copy of it. Throws FormatError where only
+  /// `tensor` can give them: they are of another type, they lie at an address that their type does not allow (the
+  /// usual writers align them), or the file cannot be mapped.
+  template <detail::StorableScalar Scalar, int Rank>
+  [[nodiscard]] Eigen::TensorMap<const Eigen::Tensor<Scalar, Rank, Eigen::RowMajor>> view(
+      std::string_view name) const& {
+    const Place& at = place(name);
+    const auto check = [&](bool right, const auto&... message) {
+      if (!right)
+        detail::fail<FormatError>("SafeTensors::view: ", detail::shown(name), message...,
+                                  "; SafeTensors::tensor copies the values");
+    };
+    const std::array<Index, static_cast<std::size_t>(Rank)> sizes = sizes_of<Rank>("view", name);
+    check(dtype(name) == detail::stored_as<Scalar>(), " has dtype ", dtype(name), "; expected ",
+          detail::stored_as<Scalar>());
+    const std::byte* bytes = parts_[at.part].file.data();
+    check(bytes != nullptr, " is on disk, and not mapped");
+    bytes += first_byte(at);
+    check(reinterpret_cast<std::uintptr_t>(bytes) % alignof(Scalar) == 0, " is not aligned to ", alignof(Scalar),
+          " bytes");
+    check_values<Scalar>(at);
+    return {reinterpret_cast<const Scalar*>(bytes), sizes};
+  }
+  /// The view would outlive its values.
+  template <detail::StorableScalar Scalar, int Rank>
+  void view(std::string_view name) const&& = delete;
 
   /// Throws unless `copy_to` would succeed: the shape is the same and every value converts.
   template <detail::StorableTensor Tensor>
@@ -108,71 +118,154 @@ class SafeTensors {
     if (shape(name) != wanted)
       detail::fail<FormatError>("SafeTensors: ", detail::shown(name), " has shape ", std::span(shape(name)),
                                 "; expected ", std::span(wanted));
-    visit_values<typename Tensor::Scalar>(entry(name), [](Index, auto) {});
+    check_values<typename Tensor::Scalar>(place(name));
   }
 
-  /// Overwrites a tensor of exactly the stored shape; on failure it is as it was.
+  /// Overwrites a tensor of exactly the stored shape; on failure it is as it was, unless the disk fails.
   template <detail::StorableTensor Tensor>
   void copy_to(std::string_view name, Tensor& tensor) const {
     check_fits(name, tensor);
-    const SafeTensorsEntry& from = entry(name);
-    visit_values<typename Tensor::Scalar>(
-        from, [&](Index n, auto value) { tensor.data()[detail::memory_index<Tensor::Layout>(n, from.shape)] = value; });
+    const std::vector<Index>& sizes = shape(name);
+    visit_values<typename Tensor::Scalar>(place(name), [&](Index n, auto value) {
+      tensor.data()[detail::memory_index<Tensor::Layout>(n, sizes)] = value;
+    });
   }
 
  private:
+  struct Part {
+    detail::FileBytes file;
+    std::uint64_t values;  // their first byte
+  };
+  struct Place {
+    std::size_t entry, part;
+  };
+
   SafeTensors() = default;
+
+  /// Adds the tensors of a file that take(name) wants.
+  template <class Take>
+  void add(detail::FileBytes file, Take take) {
+    using detail::fail;
+    constexpr std::uint64_t prefix = sizeof(std::uint64_t);
+    if (file.size() < prefix)
+      fail<FormatError>("SafeTensors: expected 8 bytes for the header's length; the file has ", file.size());
+    const std::string first = file.text(0, prefix);
+    const auto length = detail::load<std::uint64_t>(std::as_bytes(std::span(first)).data());
+    if (const std::string_view format = detail::other_format(first); length > detail::max_json_size && !format.empty())
+      fail<FormatError>("SafeTensors: expected a safetensors file; this is ", format);
+    if (length > file.size() - prefix)
+      fail<FormatError>("SafeTensors: the header has ", length, " bytes; the file has ", file.size() - prefix,
+                        " after its length");
+    detail::check_json_size("header", length);
+    const std::uint64_t values = prefix + length;
+    auto header = detail::parse_header(file.text(prefix, length), file.size() - values);
+    for (SafeTensorsEntry& entry : header.entries) {
+      if (!take(entry.name)) continue;
+      places_[entry.name] = {entries_.size(), parts_.size()};
+      entries_.push_back(std::move(entry));
+    }
+    metadata_.merge(std::move(header.metadata));
+    parts_.push_back({std::move(file), values});
+  }
+  void add(detail::FileBytes file) {
+    add(std::move(file), [](const std::string&) { return true; });
+  }
+
+  /// The same for a file that messages name.
+  template <class... Take>
+  void add_file(const std::filesystem::path& path, detail::FileBytes file, Take... take) {
+    naming(path, [&] { add(std::move(file), take...); });
+  }
+
+  /// Adds each tensor of an index from its shard.
+  void add_shards(const std::filesystem::path& path) {
+    const auto index_file = detail::FileBytes::open(path);
+    naming(path, [&] {
+      detail::check_json_size("index", index_file.size());
+      const detail::WeightMap index = detail::parse_index(index_file.text(0, index_file.size()));
+      std::set<std::string> shards;
+      for (const auto& [name, shard] : index) shards.insert(shard);
+      std::map<std::string, std::string> elsewhere;  // tensors that were not taken, and the last shard of each
+      for (const std::string& shard : shards) {
+        const std::filesystem::path beside = path.parent_path() / std::u8string(shard.begin(), shard.end());
+        add_file(beside, detail::FileBytes::open(beside), [&](const std::string& name) {
+          const auto found = index.find(name);
+          const bool here = found != index.end() && found->second == shard;
+          if (!here) elsewhere[name] = shard;
+          return here;
+        });
+      }
+      for (const auto& [name, shard] : index) {
+        if (contains(name)) continue;
+        const auto other = elsewhere.find(name);
+        detail::fail<FormatError>("SafeTensors: the index: tensor ", detail::shown(name), " is not in the shard ",
+                                  detail::shown(shard), other == elsewhere.end() ? "" : " but in ",
+                                  other == elsewhere.end() ? "" : detail::shown(other->second));
+      }
+    });
+  }
+
+  /// Does what throws no FormatError that leaves out the path.
+  template <class Act>
+  static void naming(const std::filesystem::path& path, Act act) {
+    try {
+      act();
+    } catch (const FormatError& reason) {
+      detail::fail<FormatError>(reason.what(), " (", path.string(), ")");
+    }
+  }
+
+  [[nodiscard]] const Place& place(std::string_view name) const {
+    const auto found = places_.find(name);
+    if (found == places_.end()) detail::fail<FormatError>("SafeTensors: no tensor is named ", detail::shown(name));
+    return found->second;
+  }
+
+  [[nodiscard]] std::uint64_t first_byte(const Place& at) const {
+    return parts_[at.part].values + entries_[at.entry].begin;
+  }
+
+  template <int Rank>
+  [[nodiscard]] std::array<Index, static_cast<std::size_t>(Rank)> sizes_of(std::string_view caller,
+                                                                           std::string_view name) const {
+    const std::vector<Index>& from = shape(name);
+    if (from.size() != static_cast<std::size_t>(Rank))
+      detail::fail<FormatError>("SafeTensors::", caller, ": ", detail::shown(name), " has shape ", std::span(from),
+                                "; expected rank ", Rank);
+    std::array<Index, static_cast<std::size_t>(Rank)> sizes;
+    for (std::size_t d = 0; d < sizes.size(); ++d) sizes[d] = from[d];
+    return sizes;
+  }
+
+  /// Throws unless every value converts.
+  template <class Scalar>
+  void check_values(const Place& at) const {
+    detail::with_stored<Scalar>(entries_[at.entry], [&]<class Stored>(Stored) {
+      if constexpr (!detail::always_converts<Scalar, Stored>) visit_values_of<Scalar, Stored>(at, [](Index, Scalar) {});
+    });
+  }
 
   /// Calls sink(n, value) for all values in row-major order.
   template <class Scalar, class Sink>
-  void visit_values(const SafeTensorsEntry& from, Sink sink) const {
-    const auto visit_as = [&]<class Stored>(Stored) {
-      const std::byte* bytes = file_.data() + data_ + from.begin;
-      const auto count = static_cast<Index>((from.end - from.begin) / sizeof(Stored));
-      for (Index n = 0; n < count; ++n, bytes += sizeof(Stored))
-        sink(n, convert<Scalar>(detail::load<Stored>(bytes), from));
-    };
-    const std::string_view type = from.dtype;
-    if constexpr (std::floating_point<Scalar>) {
-      if (type == "F16") return visit_as(Eigen::half{});
-      if (type == "BF16") return visit_as(Eigen::bfloat16{});
-      if (type == "F32") return visit_as(float{});
-      if (type == "F64") return visit_as(double{});
-    } else if constexpr (std::same_as<Scalar, bool>) {
-      if (type == "BOOL") return visit_as(std::uint8_t{});
-    } else {
-      if (type == "I8") return visit_as(std::int8_t{});
-      if (type == "U8") return visit_as(std::uint8_t{});
-      if (type == "I16") return visit_as(std::int16_t{});
-      if (type == "U16") return visit_as(std::uint16_t{});
-      if (type == "I32") return visit_as(std::int32_t{});
-      if (type == "U32") return visit_as(std::uint32_t{});
-      if (type == "I64") return visit_as(std::int64_t{});
-      if (type == "U64") return visit_as(std::uint64_t{});
-    }
-    detail::fail<FormatError>("SafeTensors: ", detail::shown(from.name), " has dtype ", type,
-                              ", which does not convert to ", detail::stored_as<Scalar>());
+  void visit_values(const Place& at, Sink sink) const {
+    detail::with_stored<Scalar>(entries_[at.entry],
+                                [&]<class Stored>(Stored) { visit_values_of<Scalar, Stored>(at, sink); });
   }
 
-  template <class Scalar, class Stored>
-  static Scalar convert(Stored value, const SafeTensorsEntry& from) {
-    if constexpr (std::floating_point<Stored>) {
-      return static_cast<Scalar>(value);
-    } else if constexpr (!std::integral<Stored>) {
-      return static_cast<Scalar>(static_cast<float>(value));  // exact: half and bfloat16 are subsets of float
-    } else {
-      using Target = std::conditional_t<std::same_as<Scalar, bool>, std::uint8_t, Scalar>;
-      if (!std::in_range<Target>(value) || (std::same_as<Scalar, bool> && value > 1))
-        detail::fail<FormatError>("SafeTensors: ", detail::shown(from.name), " holds ", value,
-                                  ", which does not convert to ", detail::stored_as<Scalar>());
-      return static_cast<Scalar>(value);
-    }
+  template <class Scalar, class Stored, class Sink>
+  void visit_values_of(const Place& at, Sink sink) const {
+    const SafeTensorsEntry& from = entries_[at.entry];
+    Index n = 0;
+    parts_[at.part].file.for_each_block(first_byte(at), from.end - from.begin, [&](std::span<const std::byte> block) {
+      const auto end = n + static_cast<Index>(block.size() / sizeof(Stored));
+      for (const std::byte* bytes = block.data(); n < end; ++n, bytes += sizeof(Stored))
+        sink(n, detail::convert<Scalar>(detail::load<Stored>(bytes), from));
+    });
   }
 
-  std::vector<std::byte> file_;
-  std::size_t data_ = 0;  // where the values begin in file_
+  std::vector<Part> parts_;
   std::vector<SafeTensorsEntry> entries_;
-  std::map<std::string, std::size_t, std::less<>> by_name_;
+  std::map<std::string, Place, std::less<>> places_;
   std::map<std::string, std::string> metadata_;
 };
 

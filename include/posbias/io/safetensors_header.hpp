@@ -31,7 +31,8 @@
 #include <vector>
 
 #include "posbias/core/error.hpp"
-#include "posbias/core/parameters.hpp"
+#include "posbias/core/index.hpp"
+#include "posbias/io/json_text.hpp"
 
 namespace posbias::io {
 
@@ -45,10 +46,7 @@ struct SafeTensorsEntry {
 };
 
 namespace detail {
-using posbias::detail::fail;
 
-/// The reference implementation's limit.
-inline constexpr std::uint64_t max_header_size = 100'000'000;
 inline constexpr std::string_view metadata_key = "__metadata__";
 
 struct StoredType {
@@ -74,6 +72,8 @@ template <class Scalar>
 constexpr std::string_view stored_as() {
   if constexpr (std::same_as<Scalar, float>) return "F32";
   if constexpr (std::same_as<Scalar, double>) return "F64";
+  if constexpr (std::same_as<Scalar, Eigen::half>) return "F16";
+  if constexpr (std::same_as<Scalar, Eigen::bfloat16>) return "BF16";
   if constexpr (std::same_as<Scalar, bool>) return "BOOL";
   if constexpr (std::same_as<Scalar, int> || std::same_as<Scalar, long> || std::same_as<Scalar, long long>)
     return sizeof(Scalar) == 4 ? "I32" : "I64";
@@ -116,28 +116,6 @@ Index memory_index(Index n, const std::vector<Index>& shape) {
   return reversed;
 }
 
-/// Text as a JSON string.
-inline std::string json_string(std::string_view text) {
-  std::string json = "\"";
-  for (const char c : text) {
-    if (static_cast<unsigned char>(c) < 0x20) {
-      json.append("\\u00").append(1, c < 0x10 ? '0' : '1').append(1, "0123456789abcdef"[c & 15]);
-    } else {
-      if (c == '"' || c == '\\') json += '\\';
-      json += c;
-    }
-  }
-  return json += '"';
-}
-
-/// A name for a message. It comes from the file, so it may hold anything and be megabytes long.
-inline std::string shown(std::string_view name) {
-  std::size_t length = 80;
-  if (name.size() <= length) return json_string(name);
-  while ((name[length] & 0xC0) == 0x80) --length;  // never cut a UTF-8 sequence
-  return json_string(name.substr(0, length)) + "...";
-}
-
 /// Takes the header from nlohmann-json as SAX events: no document is built, duplicate keys are seen, and nesting
 /// deeper than the format's ends the parse at once.
 class HeaderReader {
@@ -145,7 +123,10 @@ class HeaderReader {
   std::vector<SafeTensorsEntry> entries;
   std::map<std::string, std::string> metadata;
 
-  bool null() { wrong("null"); }
+  bool null() {
+    if (in_ != In::top || key_ != metadata_key) wrong("null");
+    return true;
+  }
   bool boolean(bool) { wrong("a boolean"); }
   bool number_integer(std::int64_t) { wrong("a negative integer"); }
   bool number_float(double, const std::string& digits) { wrong("the number " + digits.substr(0, 40)); }
@@ -223,9 +204,7 @@ class HeaderReader {
   }
 
   bool parse_error(std::size_t byte, const std::string&, const std::exception& error) {
-    std::string_view reason = error.what();  // ends in the offending text, which may be long and not UTF-8
-    reason = reason.substr(0, (std::min)(reason.find("; last read"), std::size_t{200}));
-    fail<FormatError>("SafeTensors: the header is not JSON in UTF-8, byte ", byte, ": ", reason);
+    fail_json("header", byte, error);
   }
 
  private:
@@ -275,17 +254,14 @@ inline std::uint64_t stored_size(const SafeTensorsEntry& entry) {
 
 /// Checks a whole header against the number of bytes that follow it; its entries come out in order of offset.
 inline HeaderReader parse_header(std::string_view text, std::uint64_t data_size) {
-  if (text.size() > max_header_size)
-    fail<FormatError>("SafeTensors: the header has ", text.size(), " bytes; allowed are ", max_header_size);
+  check_json_size("header", text.size());
   if (!text.starts_with('{')) fail<FormatError>("SafeTensors: the header must start with '{'");
   text = text.substr(0, text.find_last_not_of(' ') + 1);
   if (!text.ends_with('}'))
     fail<FormatError>("SafeTensors: the header must be one JSON object, followed by nothing but spaces");
-  if (text.find('\0') != text.npos)  // nlohmann-json would take it for the end of the input
-    fail<FormatError>("SafeTensors: the header is not JSON, byte ", text.find('\0') + 1, " is NUL");
 
   HeaderReader header;
-  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &header);
+  parse_json("header", text, header);
   std::ranges::sort(header.entries, {}, [](const SafeTensorsEntry& e) { return std::tie(e.begin, e.end, e.name); });
   std::uint64_t next = 0;
   for (const SafeTensorsEntry& entry : header.entries) {

@@ -6,6 +6,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -14,16 +16,16 @@
 #include <functional>
 #include <ios>
 #include <map>
-#include <random>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <type_traits>
 #include <vector>
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/index.hpp"
+#include "posbias/io/file_bytes.hpp"
+#include "posbias/io/json_text.hpp"
 #include "posbias/io/safetensors_header.hpp"
 
 namespace posbias::io {
@@ -56,15 +58,50 @@ class SafeTensorsWriter {
 
   /// The file.
   [[nodiscard]] std::vector<std::byte> bytes() const {
-    using detail::json_string;
+    const std::vector<const Item*> order = items_in_order();
+    const std::string head = head_of(order);
+    std::size_t size = head.size();
+    for (const Item* item : order) size += item->bytes.size();
+    std::vector<std::byte> file(size);
+    std::byte* to = file.data();
+    for_each_part(head, order, [&](std::span<const std::byte> part) { to = std::ranges::copy(part, to).out; });
+    return file;
+  }
+
+  /// Writes beside `path` and renames: whoever reads `path`, at any time, finds the old file or the new one. A file
+  /// that was there leaves its mode; where `path` is a symbolic link, the file that it leads to is replaced.
+  void write(const std::filesystem::path& path) const {
+    const std::vector<const Item*> order = items_in_order();
+    const std::string head = head_of(order);
+    const bool written = detail::replace_file(path, [&](std::ofstream& stream) {
+      for_each_part(head, order, [&](std::span<const std::byte> part) {
+        stream.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size()));
+      });
+    });
+    if (!written) detail::fail<FormatError>("SafeTensorsWriter::write: cannot write ", path.string());
+  }
+
+ private:
+  struct Item {
+    SafeTensorsEntry entry;  // begins at 0: the place in the file depends on tensors still to come
+    std::vector<std::byte> bytes;
+  };
+
+  [[nodiscard]] std::vector<const Item*> items_in_order() const {
     std::vector<const Item*> order;
     for (const auto& [name, item] : items_) order.push_back(&item);
     std::ranges::stable_sort(order, std::greater<>{},
                              [](const Item* item) { return detail::find_stored_type(item->entry.dtype)->bits; });
+    return order;
+  }
+
+  /// The header's length, and the header.
+  [[nodiscard]] std::string head_of(const std::vector<const Item*>& order) const {
+    using detail::json_string;
     std::string header = "{";
     const auto member = [&header](std::string_view key) -> std::string& {
       if (!header.ends_with('{')) header += ',';
-      return header += json_string(key) + ':';
+      return header.append(json_string(key)).append(1, ':');
     };
     if (!metadata_.empty()) {
       member(detail::metadata_key) += '{';
@@ -73,47 +110,33 @@ class SafeTensorsWriter {
     }
     std::uint64_t size = 0;
     for (const Item* item : order) {
-      std::string shape;
-      for (const Index n : item->entry.shape) shape += (shape.empty() ? "" : ",") + std::to_string(n);
+      const std::uint64_t end = size + item->entry.end;
       member(item->entry.name) += '{';
       member("dtype") += json_string(item->entry.dtype);
-      member("shape") += '[' + shape + ']';
-      member("data_offsets") += '[' + std::to_string(size) + ',' + std::to_string(size + item->entry.end) + "]}";
-      size += item->entry.end;
+      member("shape") += '[';
+      for (const Index n : item->entry.shape) {
+        if (!header.ends_with('[')) header += ',';
+        header += std::to_string(n);
+      }
+      header += ']';
+      member("data_offsets").append(1, '[').append(std::to_string(size)).append(1, ',').append(std::to_string(end));
+      header += "]}";
+      size = end;
     }
     header += '}';
     header.resize((header.size() + 7) / 8 * 8, ' ');
     detail::parse_header(header, size);  // refuses what the reader would, say a name that is not UTF-8
 
-    std::vector<std::byte> file;
-    const auto append = [&file](std::span<const std::byte> part) { file.insert(file.end(), part.begin(), part.end()); };
-    const std::uint64_t length[] = {header.size()};
-    append(std::as_bytes(std::span(length)));
-    append(std::as_bytes(std::span(header)));
-    for (const Item* item : order) append(item->bytes);
-    return file;
+    const auto length = std::bit_cast<std::array<char, sizeof(std::uint64_t)>>(std::uint64_t{header.size()});
+    return std::string(length.begin(), length.end()).append(header);
   }
 
-  /// Writes beside `path` and renames: whoever reads `path`, at any time, finds the old file or the new one.
-  void write(const std::filesystem::path& path) const {
-    const std::vector<std::byte> file = bytes();
-    std::filesystem::path temporary = path;
-    temporary += ".partial-" + std::to_string(std::random_device{}());
-    std::ofstream stream(temporary, std::ios::binary | std::ios::trunc);
-    stream.write(reinterpret_cast<const char*>(file.data()), static_cast<std::streamsize>(file.size()));
-    stream.close();
-    std::error_code error;
-    if (stream) std::filesystem::rename(temporary, path, error);
-    if (stream && !error) return;
-    std::filesystem::remove(temporary, error);
-    detail::fail<FormatError>("SafeTensorsWriter::write: cannot write ", path.string());
+  /// Calls act(bytes) for the parts of a file, in their order.
+  template <class Act>
+  static void for_each_part(const std::string& head, const std::vector<const Item*>& order, Act act) {
+    act(std::as_bytes(std::span(head)));
+    for (const Item* item : order) act(std::span(item->bytes));
   }
-
- private:
-  struct Item {
-    SafeTensorsEntry entry;  // begins at 0: the place in the file depends on tensors still to come
-    std::vector<std::byte> bytes;
-  };
 
   std::map<std::string, Item, std::less<>> items_;
   std::map<std::string, std::string, std::less<>> metadata_;
