@@ -118,7 +118,7 @@ class FileBytes {
     [[nodiscard]] bool is_open() const { return stream_.is_open(); }
 
     void read(std::uint64_t begin, std::span<std::byte> to) {
-      const std::scoped_lock lock(mutex_);
+      const std::lock_guard<std::mutex> lock(mutex_);
       stream_.clear();
       stream_.seekg(static_cast<std::streamoff>(begin));
       if (!stream_.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size())))

@@ -105,7 +105,7 @@ class SafeTensors {
     check(reinterpret_cast<std::uintptr_t>(bytes) % alignof(Scalar) == 0, " is not aligned to ", alignof(Scalar),
           " bytes");
     check_values<Scalar>(at);
-    return {reinterpret_cast<const Scalar*>(bytes), sizes};
+    return {static_cast<const Scalar*>(static_cast<const void*>(bytes)), sizes};
   }
   /// The view would outlive its values.
   template <detail::StorableScalar Scalar, int Rank>
