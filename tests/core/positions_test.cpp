@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/core/positions.hpp"
+#include "posbias/core/token_locations.hpp"
 
 #include <array>
 #include <cmath>

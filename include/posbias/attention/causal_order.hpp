@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "posbias/bias/logit_tile.hpp"
-#include "posbias/core/positions.hpp"
+#include "posbias/core/token_locations.hpp"
 
 namespace posbias::detail {
 

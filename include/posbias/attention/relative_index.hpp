@@ -13,7 +13,7 @@
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/optional_tensor.hpp"
-#include "posbias/core/positions.hpp"
+#include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/bucketing.hpp"
 
 namespace posbias {

@@ -29,6 +29,7 @@
 #include "posbias/attention/fused_attention.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
+#include "posbias/core/token_locations.hpp"
 
 namespace posbias {
 

@@ -10,7 +10,7 @@
 
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/core/module.hpp"
-#include "posbias/core/positions.hpp"
+#include "posbias/core/token_locations.hpp"
 
 namespace posbias {
 

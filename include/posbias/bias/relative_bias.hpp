@@ -16,6 +16,7 @@
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/prepared_relative_bias.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/core/token_locations.hpp"
 
 namespace posbias {
 

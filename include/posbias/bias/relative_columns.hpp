@@ -23,7 +23,7 @@
 
 #include "posbias/bias/logit_tile.hpp"
 #include "posbias/bias/toeplitz.hpp"
-#include "posbias/core/positions.hpp"
+#include "posbias/core/token_locations.hpp"
 
 namespace posbias::detail {
 

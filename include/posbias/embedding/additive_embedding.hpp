@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "posbias/core/module.hpp"
+#include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/token_rows.hpp"
 
 namespace posbias {

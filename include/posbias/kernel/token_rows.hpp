@@ -7,7 +7,7 @@
 #include <array>
 #include <cstddef>
 
-#include "posbias/core/positions.hpp"
+#include "posbias/core/token_locations.hpp"
 
 namespace posbias::detail {
 

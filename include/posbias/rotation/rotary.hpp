@@ -34,6 +34,7 @@
 #include <vector>
 
 #include "posbias/core/module.hpp"
+#include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/pair_rotation.hpp"
 #include "posbias/kernel/sinusoid_rows.hpp"

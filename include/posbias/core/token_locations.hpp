@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// Positions and flags checked against the tensors they belong to, and blocks of tokens to work on.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "posbias/core/error.hpp"
+#include "posbias/core/positions.hpp"
+#include "posbias/core/tensor_view.hpp"
+
+namespace posbias {
+
+/// Positions checked against the tensor they belong to: `tokens` tokens in each batch entry of shape `leading`.
+/// Owns a copy of them.
+class TokenLocations {
+ public:
+  /// Throws ShapeError or PositionError, naming `module`, `hook` and the argument.
+  TokenLocations(std::string_view module, std::string_view hook, std::string_view argument, Positions positions,
+                 const detail::Leading& leading, Index tokens)
+      : positions_(std::move(positions)), tokens_(tokens), count_(positions_.unlimited_ ? tokens : positions_.count_) {
+    const auto reject = [&]<class Exception>(std::type_identity<Exception>, const auto&... parts) {
+      detail::fail<Exception>(module, "::", hook, ": ", argument, " ", parts...);
+    };
+    constexpr std::type_identity<ShapeError> shape;
+    constexpr std::type_identity<PositionError> position;
+    if (!shared() && positions_.leading_ != leading)
+      reject(shape, "has leading dimensions ", positions_.leading_.shape(), "; the tensor has ", leading.shape());
+    if (count_ > tokens) reject(position, "has ", count_, " positions for ", tokens, " tokens");
+
+    const auto out_of_range = [&](std::size_t i, std::int64_t value) {
+      reject(position, "at index ", i, " is ", value, "; integers must lie strictly between -2^62 and 2^62");
+    };
+    if (positions_.unlimited_) {
+      const std::int64_t start = positions_.start_;
+      if (start < -Positions::limit || start > Positions::limit - std::max<Index>(tokens - 1, 0))
+        out_of_range(0, start);
+    }
+    for (std::size_t i = 0; i < positions_.integers_.size(); ++i)
+      if (!Positions::in_range(positions_.integers_[i])) out_of_range(i, positions_.integers_[i]);
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
+      if (!detail::is_finite(positions_.reals_[i]))
+        reject(position, "at index ", i, " is ", positions_.reals_[i], "; positions must be finite");
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
+      if (std::abs(positions_.reals_[i]) > Positions::real_limit)
+        reject(position, "at index ", i, " is ", positions_.reals_[i], "; reals must lie within ±2^1022");
+  }
+
+  /// The tokens [first(), tokens) have a position.
+  [[nodiscard]] Index first() const { return tokens_ - count_; }
+  /// How many tokens have a position.
+  [[nodiscard]] Index count() const { return count_; }
+  /// One row of positions for the whole batch.
+  [[nodiscard]] bool shared() const { return positions_.leading_.rank == 0; }
+  /// Rows of positions: one, or one a batch entry.
+  [[nodiscard]] Index rows() const { return shared() ? 1 : positions_.leading_.count(); }
+  /// All positions are integers.
+  [[nodiscard]] bool integral() const { return positions_.reals_.empty(); }
+  /// Every row is first, first + 1, ...
+  [[nodiscard]] bool consecutive() const { return positions_.consecutive_ && integral(); }
+
+  /// The i-th position of batch entry n; only if integral().
+  [[nodiscard]] std::int64_t integer(Index n, Index i) const {
+    if (positions_.unlimited_) return positions_.start_ + i;
+    return positions_.integers_[flat(n, i)];
+  }
+
+  /// The i-th position of batch entry n.
+  [[nodiscard]] double real(Index n, Index i) const {
+    return integral() ? static_cast<double>(integer(n, i)) : positions_.reals_[flat(n, i)];
+  }
+
+  /// Throws PositionError unless all positions are integers.
+  void require_integers(std::string_view module, std::string_view hook, std::string_view argument) const {
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i) {
+      const double value = positions_.reals_[i];
+      if (value != std::floor(value) || std::abs(value) >= 0x1p62)
+        detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
+                                    "; integers strictly between -2^62 and 2^62 are needed");
+    }
+  }
+
+  /// Throws PositionError unless all positions are integers in [0, end), the rows of a table. A range is checked by
+  /// its ends.
+  void require_ids(std::string_view module, std::string_view hook, std::string_view argument, Index end) const {
+    const auto reject = [&](auto i, auto value) {
+      detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
+                                  "; integers in [0, ", end, ") are needed");
+    };
+    if (positions_.unlimited_ && count_ > 0) {
+      const std::int64_t start = positions_.start_;
+      if (start < 0 || start >= end) reject(0, start);
+      if (count_ > end - start) reject(end - start, end);
+    }
+    for (std::size_t i = 0; i < positions_.integers_.size(); ++i)
+      if (positions_.integers_[i] < 0 || positions_.integers_[i] >= end) reject(i, positions_.integers_[i]);
+    for (std::size_t i = 0; i < positions_.reals_.size(); ++i) {
+      const double value = positions_.reals_[i];
+      if (value != std::floor(value) || value < 0 || value >= static_cast<double>(end)) reject(i, value);
+    }
+  }
+
+ private:
+  [[nodiscard]] std::size_t flat(Index n, Index i) const {
+    return static_cast<std::size_t>((shared() ? 0 : n * positions_.count_) + i);
+  }
+
+  Positions positions_;
+  Index tokens_, count_;
+};
+
+/// Flags checked against the tensor they belong to; refers to the `Flags` it was made from.
+class TokenFlags {
+ public:
+  /// Throws ShapeError.
+  TokenFlags(std::string_view module, std::string_view hook, const Flags& flags, const detail::Leading& leading,
+             Index tokens)
+      : flags_(&flags), first_(tokens - flags.count_) {
+    if (flags.leading_.rank != 0 && flags.leading_ != leading)
+      detail::fail<ShapeError>(module, "::", hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
+                               leading.shape());
+    if (flags.count_ > tokens)
+      detail::fail<ShapeError>(module, "::", hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
+  }
+
+  /// True if every flag is, because none were given.
+  [[nodiscard]] bool all() const { return !flags_->given_; }
+
+  /// The flag of a token of batch entry n; true where there is none.
+  [[nodiscard]] bool operator()(Index n, Index token) const {
+    if (token < first_ || all()) return true;
+    const Index row = flags_->leading_.rank == 0 ? 0 : n;
+    return flags_->values_[static_cast<std::size_t>(row * flags_->count_ + token - first_)] != 0;
+  }
+
+ private:
+  const Flags* flags_;
+  Index first_;
+};
+
+/// Positions of the queries and of the keys of one attention, checked.
+struct PairLocations {
+  /// Throws ShapeError, PositionError.
+  PairLocations(std::string_view module, std::string_view hook, const PairPositions& at, const detail::Leading& leading,
+                Index queries, Index keys)
+      : q(module, hook, at.q_k.given() ? "q_k" : "q", at.q_k.given() ? at.q_k : at.q, leading, queries),
+        k(module, hook, at.q_k.given() ? "q_k" : "k", at.q_k.given() ? at.q_k : at.k, leading, keys) {
+    if (at.q_k.given() && (at.q.given() || at.k.given()))
+      detail::fail<PositionError>(module, "::", hook, ": positions q_k and ", at.q.given() ? "q" : "k",
+                                  " are both given; give q_k alone, or q and k");
+    if (at.q_k.given() && queries != keys)
+      detail::fail<ShapeError>(module, "::", hook, ": positions q_k need L1 = L2; L1 = ", queries, ", L2 = ", keys,
+                               "; give q and k instead");
+  }
+
+  /// Of queries and keys that were checked apart.
+  PairLocations(TokenLocations of_queries, TokenLocations of_keys) : q(std::move(of_queries)), k(std::move(of_keys)) {}
+
+  /// Throws PositionError unless all positions, which are those of `at`, are integers.
+  void require_integers(std::string_view module, std::string_view hook, const PairPositions& at) const {
+    q.require_integers(module, hook, at.q_k.given() ? "q_k" : "q");
+    k.require_integers(module, hook, at.q_k.given() ? "q_k" : "k");
+  }
+
+  TokenLocations q,  ///< of the queries
+      k;             ///< of the keys
+};
+
+namespace detail {
+
+/// A run of tokens with the same positions in a range of batch entries.
+struct TokenBlock {
+  static constexpr Index max_tokens = 32;
+  Index first_token, first_batch, end_batch;
+  std::span<const double> positions;
+};
+
+/// How many blocks `token_block` cuts the tokens into.
+inline Index token_blocks(const TokenLocations& at) {
+  return at.rows() * ((at.count() + TokenBlock::max_tokens - 1) / TokenBlock::max_tokens);
+}
+
+/// Calls `visit(TokenBlock)` for block `index`. Shared positions come once, with all batch entries.
+template <class Visit>
+void visit_token_block(const TokenLocations& at, Index batches, Index index, const Visit& visit) {
+  const Index row = index % at.rows();
+  const Index begin = index / at.rows() * TokenBlock::max_tokens;
+  const Index tokens = (std::min)(TokenBlock::max_tokens, at.count() - begin);
+  std::array<double, TokenBlock::max_tokens> positions;
+  for (Index i = 0; i < tokens; ++i) positions[static_cast<std::size_t>(i)] = at.real(row, begin + i);
+  visit(TokenBlock{at.first() + begin,
+                   at.shared() ? 0 : row,
+                   at.shared() ? batches : row + 1,
+                   {positions.data(), static_cast<std::size_t>(tokens)}});
+}
+
+/// Where the first token of a block is in each of its batch entries.
+template <class Scalar, int Trailing>
+std::vector<Scalar*> block_in_batches(const TensorView<Scalar, Trailing>& tokens, const TokenBlock& block) {
+  std::vector<Scalar*> result;
+  for (Index n = block.first_batch; n < block.end_batch; ++n)
+    result.push_back(tokens.batch(n) + block.first_token * tokens.strides[0]);
+  return result;
+}
+
+}  // namespace detail
+}  // namespace posbias
