@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "posbias/core/compose.hpp"
 #include "support/golden.hpp"
 #include "support/thread_runner.hpp"
 
@@ -195,6 +196,36 @@ TEST_CASE("LearnedVocab names what is wrong and writes nothing") {
   const LearnedVocab<float> wider({.dim = 10, .max_seq_len = 107});
   CHECK(message_of<ShapeError>([&] { wider.mod_x(x); }) == "LearnedVocab::mod_x: x has 8 features; dim = 10");
   CHECK(untouched());
+}
+
+TEST_CASE("LearnedVocab asks no row for a token that is left out") {
+  LearnedVocab<double> module({.dim = 2, .max_seq_len = 4});
+  number_rows(module);
+  Tensor<std::int64_t, 2> ids(2, 3);
+  ids.setValues({{-1, -1, 0}, {-1, 0, 1}});  // padded on the left, as tokenizers number
+  Tensor<bool, 2> is_token(2, 3);
+  is_token.setValues({{false, false, true}, {false, true, true}});
+  const TokenPositions at{.pos = ids, .mask = is_token};
+  const auto check = [&](const auto& embedding, auto grads) {
+    Tensor<double, 3> x(2, 3, 2);
+    x.setZero();
+    embedding.mod_x(x, at);
+    CHECK(flat(x) == std::vector<double>{0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 10, 11});
+    x.setValues({{{1, 2}, {3, 4}, {5, 6}}, {{7, 8}, {9, 10}, {11, 12}}});
+    embedding.mod_x_backward(x, at, grads);
+    CHECK(weight_gradient(grads) == std::vector<double>{5 + 9, 6 + 10, 11, 12, 0, 0, 0, 0});
+  };
+  check(module, module.zero_gradients());
+  const Compose composed(module, Identity());
+  check(composed, composed.zero_gradients());
+
+  // Default positions, of which only the first four have a row.
+  Tensor<double, 2> longer(6, 2);
+  longer.setZero();
+  Tensor<bool, 1> four(6);
+  four.setValues({true, true, true, true, false, false});
+  module.mod_x(longer, {.mask = four});
+  CHECK(flat(longer) == std::vector<double>{0, 1, 10, 11, 20, 21, 30, 31, 0, 0, 0, 0});
 }
 
 TEMPLATE_TEST_CASE("LearnedVocab sums gradients of many features on threads, to the same bits", "", float, double) {

@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "posbias/embedding/learned_continuous.hpp"
 #include "support/golden.hpp"
 #include "support/thread_runner.hpp"
 
@@ -143,6 +144,37 @@ TEST_CASE("Sinusoidal names what is wrong and writes nothing") {
   CHECK(message_of<ShapeError>([&] { Sinusoidal<float>({.dim = 8}).mod_x_backward(x, {}, surplus); }) ==
         "Sinusoidal::mod_x_backward: grads has an entry div that the module does not learn; use the "
         "module's zero_gradients()");
+}
+
+TEST_CASE("Sinusoidal and LearnedContinuous look at no position of a token that is left out") {
+  const auto check = [](const auto& module) {
+    Eigen::Tensor<double, 1, Eigen::RowMajor> positions(3);
+    positions.setValues({100, std::numeric_limits<double>::quiet_NaN(), 102.5});
+    Eigen::Tensor<bool, 1, Eigen::RowMajor> encode(3);
+    encode.setValues({true, false, true});
+    Eigen::Tensor<double, 2, Eigen::RowMajor> x(3, 8), expected(3, 8);
+    x.setZero();
+    module.mod_x(x, {.pos = positions, .mask = encode});
+    auto grads = module.zero_gradients(), expected_grads = module.zero_gradients();
+    module.mod_x_backward(x, {.pos = positions, .mask = encode}, grads);
+    positions(1) = 101;
+    expected.setZero();
+    module.mod_x(expected, {.pos = positions, .mask = encode});
+    module.mod_x_backward(expected, {.pos = positions, .mask = encode}, expected_grads);
+    CHECK(flat(x) == flat(expected));
+    CHECK(flat(x)[8 + 1] == 0);
+    CHECK(flat(x)[16 + 1] != 0);
+    const auto listed = [](const auto& owner) {
+      std::vector<double> values;
+      for_each_parameter(owner, [&](std::string_view, const auto& gradient) {
+        for (const double value : flat(gradient)) values.push_back(value);
+      });
+      return values;
+    };
+    CHECK(listed(grads) == listed(expected_grads));
+  };
+  check(Sinusoidal<double>({.dim = 8, .learned_div = true}));
+  check(LearnedContinuous<double>({.dim = 8, .depth = 2, .norm = true, .divide = 50}));
 }
 
 TEST_CASE("a reserved table changes no bit of Sinusoidal") {

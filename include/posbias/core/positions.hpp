@@ -3,7 +3,8 @@
 /// Where tokens are. Caches, packed rows, left padding and shards are all only positions.
 ///
 /// Positions are a range (0 .. L-1 unless told otherwise), or explicit integers or reals, either shared by the
-/// batch (rank 1) or one row per batch entry (B, *, L). With fewer positions than tokens, they belong to the
+/// batch (rank 1) or one row per batch entry (B, *, L), where a leading dimension of 1, or one that is missing from the
+/// left, is for all. With fewer positions than tokens, they belong to the
 /// rightmost tokens and the left ones have none:
 ///
 ///     tokens      [CLS] the  cat  sat
@@ -51,7 +52,7 @@ class Positions {
     return result;
   }
 
-  /// Explicit positions: rank 1 for the whole batch, or (B, *, L). Values are checked by the hook they are given to.
+  /// Explicit positions: rank 1 for the whole batch, or (B, *, L), each of B, * possibly 1 for all. Values are checked by the hook they are given to.
   template <PositionTensor T>
   Positions(const T& tensor) : given_(true), unlimited_(false) {
     const auto tokens = detail::view<1>(tensor);
@@ -114,7 +115,7 @@ class Flags {
   /// "Not given": all true.
   Flags() = default;
 
-  /// Explicit flags: rank 1 for the whole batch, or (B, *, L).
+  /// Explicit flags: rank 1 for the whole batch, or (B, *, L), each of B, * possibly 1 for all.
   template <TensorOf<bool, 1> T>
   Flags(const T& tensor) : given_(true), values_(static_cast<std::size_t>(tensor.size())) {
     const auto tokens = detail::view<1>(tensor);
@@ -136,7 +137,7 @@ class Flags {
 
 /// What `mod_x` may be told about its tokens.
 struct TokenPositions {
-  Positions pos{};      ///< position of each token; default 0 .. L-1
+  Positions pos{};      ///< position of each token, looked at where it is encoded; default 0 .. L-1
   Flags mask{};         ///< true: encode this token; default all
   Executor executor{};  ///< who runs the loops; default the calling thread
 };

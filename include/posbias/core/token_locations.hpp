@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -14,30 +16,84 @@
 #include <vector>
 
 #include "posbias/core/error.hpp"
+#include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {
 
+namespace detail {
+
+/// Which row of `given` each row of `wanted` reads, rows being counted in row-major order of (B, *): a dimension of 1, or
+/// one that is missing from the left, is for all. None if the shapes do not fit.
+inline std::optional<std::vector<Index>> broadcast_rows(const Leading& given, const Leading& wanted) {
+  TensorView<const void, 0> from{nullptr, given, {}, {}, {}};
+  Index stride = 1;
+  for (std::size_t d = given.rank; d-- > 0; stride *= given.sizes[d]) from.leading_strides[d] = stride;
+  while (from.leading.rank < wanted.rank) insert_dimension(from, 0);
+  TensorView<const void, 0> to{nullptr, wanted, {}, {}, {}};
+  if (!broadcast(from, {}, to)) return std::nullopt;
+  std::vector<Index> rows(static_cast<std::size_t>(wanted.count()));
+  for (std::size_t n = 0; n < rows.size(); ++n) rows[n] = to.offset(static_cast<Index>(n));
+  return rows;
+}
+
+}  // namespace detail
+
+/// Flags checked against the tensor they belong to; refers to the `Flags` it was made from.
+class TokenFlags {
+ public:
+  /// Throws ShapeError.
+  TokenFlags(std::string_view module, std::string_view hook, const Flags& flags, const detail::Leading& leading,
+             Index tokens)
+      : flags_(&flags), first_(tokens - flags.count_) {
+    if (flags.count_ > tokens)
+      detail::fail<ShapeError>(module, "::", hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
+    if (all()) return;
+    std::optional<std::vector<Index>> rows = detail::broadcast_rows(flags.leading_, leading);
+    if (!rows)
+      detail::fail<ShapeError>(module, "::", hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
+                               leading.shape());
+    rows_ = std::move(*rows);
+  }
+
+  /// True if every flag is, because none were given.
+  [[nodiscard]] bool all() const { return !flags_->given_; }
+
+  /// The flag of a token of batch entry n; true where there is none.
+  [[nodiscard]] bool operator()(Index n, Index token) const {
+    if (token < first_ || all()) return true;
+    const Index row = rows_[static_cast<std::size_t>(n)];
+    return flags_->values_[static_cast<std::size_t>(row * flags_->count_ + token - first_)] != 0;
+  }
+
+ private:
+  const Flags* flags_;
+  Index first_;
+  std::vector<Index> rows_;  // of each batch entry
+};
+
 /// Positions checked against the tensor they belong to: `tokens` tokens in each batch entry of shape `leading`.
 /// Owns a copy of them.
 class TokenLocations {
  public:
-  /// Throws ShapeError or PositionError, naming `module`, `hook` and the argument.
+  /// Positions of tokens that are left out by `flags` in all batch entries that share them are not looked at. Throws
+  /// ShapeError or PositionError, naming `module`, `hook` and the argument.
   TokenLocations(std::string_view module, std::string_view hook, std::string_view argument, Positions positions,
-                 const detail::Leading& leading, Index tokens)
+                 const detail::Leading& leading, Index tokens, const TokenFlags* flags = nullptr)
       : positions_(std::move(positions)), tokens_(tokens), count_(positions_.unlimited_ ? tokens : positions_.count_) {
     const auto reject = [&]<class Exception>(std::type_identity<Exception>, const auto&... parts) {
       detail::fail<Exception>(module, "::", hook, ": ", argument, " ", parts...);
     };
     constexpr std::type_identity<ShapeError> shape;
     constexpr std::type_identity<PositionError> position;
-    if (!shared() && positions_.leading_ != leading)
+    if (!broadcast(leading))
       reject(shape, "has leading dimensions ", positions_.leading_.shape(), "; the tensor has ", leading.shape());
     if (count_ > tokens) reject(position, "has ", count_, " positions for ", tokens, " tokens");
+    if (flags != nullptr && !flags->all()) forget_unused(*flags, leading.count());
 
     const auto out_of_range = [&](std::size_t i, std::int64_t value) {
-      reject(position, "at index ", i, " is ", value, "; integers must lie strictly between -2^62 and 2^62");
+      reject(position, "at index ", given(i), " is ", value, "; integers must lie strictly between -2^62 and 2^62");
     };
     if (positions_.unlimited_) {
       const std::int64_t start = positions_.start_;
@@ -48,10 +104,10 @@ class TokenLocations {
       if (!Positions::in_range(positions_.integers_[i])) out_of_range(i, positions_.integers_[i]);
     for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
       if (!detail::is_finite(positions_.reals_[i]))
-        reject(position, "at index ", i, " is ", positions_.reals_[i], "; positions must be finite");
+        reject(position, "at index ", given(i), " is ", positions_.reals_[i], "; positions must be finite");
     for (std::size_t i = 0; i < positions_.reals_.size(); ++i)
       if (std::abs(positions_.reals_[i]) > Positions::real_limit)
-        reject(position, "at index ", i, " is ", positions_.reals_[i], "; reals must lie within ±2^1022");
+        reject(position, "at index ", given(i), " is ", positions_.reals_[i], "; reals must lie within ±2^1022");
   }
 
   /// The tokens [first(), tokens) have a position.
@@ -83,7 +139,7 @@ class TokenLocations {
     for (std::size_t i = 0; i < positions_.reals_.size(); ++i) {
       const double value = positions_.reals_[i];
       if (value != std::floor(value) || std::abs(value) >= 0x1p62)
-        detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
+        detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", given(i), " is ", value,
                                     "; integers strictly between -2^62 and 2^62 are needed");
     }
   }
@@ -92,7 +148,7 @@ class TokenLocations {
   /// its ends.
   void require_ids(std::string_view module, std::string_view hook, std::string_view argument, Index end) const {
     const auto reject = [&](auto i, auto value) {
-      detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", i, " is ", value,
+      detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", given(i), " is ", value,
                                   "; integers in [0, ", end, ") are needed");
     };
     if (positions_.unlimited_ && count_ > 0) {
@@ -110,40 +166,64 @@ class TokenLocations {
 
  private:
   [[nodiscard]] std::size_t flat(Index n, Index i) const {
-    return static_cast<std::size_t>((shared() ? 0 : n * positions_.count_) + i);
+    return static_cast<std::size_t>((shared() ? 0 : n * count_) + i);
+  }
+
+  /// Where position i of those that are here stood among those that were given.
+  [[nodiscard]] Index given(auto i) const {
+    const auto place = static_cast<Index>(i);
+    return rows_.empty() ? place : rows_[static_cast<std::size_t>(place / count_)] * count_ + place % count_;
+  }
+
+  /// One row of positions is for all batch entries, many become a row for each of them. False if shapes do not fit.
+  bool broadcast(const detail::Leading& leading) {
+    detail::Leading& rows = positions_.leading_;
+    if (rows.rank == 0 || (rows == leading && rows.count() != 1)) return true;
+    std::optional<std::vector<Index>> read = detail::broadcast_rows(rows, leading);
+    if (!read) return false;
+    if (rows.count() == 1) {
+      rows = {};
+      return true;
+    }
+    const auto copy_rows = [&](auto& values) {
+      if (values.empty()) return;
+      const auto given = std::exchange(values, {});
+      for (const Index row : *read)
+        values.insert(values.end(), given.begin() + row * count_, given.begin() + (row + 1) * count_);
+    };
+    copy_rows(positions_.integers_);
+    copy_rows(positions_.reals_);
+    rows = leading;
+    rows_ = std::move(*read);
+    return true;
+  }
+
+  /// Positions of tokens that are nowhere encoded become 0, which every module can embed.
+  void forget_unused(const TokenFlags& flags, Index batches) {
+    std::vector<char> used(static_cast<std::size_t>(rows() * count_));
+    for (Index n = 0; n < batches; ++n)
+      for (Index i = 0; i < count_; ++i) used[flat(n, i)] |= static_cast<char>(flags(n, first() + i));
+    if (std::find(used.begin(), used.end(), 0) == used.end()) return;
+    const auto forget = [&](auto& values) {
+      for (std::size_t i = 0; i < values.size(); ++i)
+        if (!used[i]) values[i] = 0;
+    };
+    forget(positions_.reals_);
+    if (!integral()) return;
+    std::vector<std::int64_t> integers = std::move(positions_.integers_);
+    if (positions_.unlimited_) {
+      for (std::size_t i = 0; i < used.size(); ++i)  // what wraps around is out of range, too
+        integers.push_back(static_cast<std::int64_t>(static_cast<std::uint64_t>(positions_.start_) + i));
+      positions_.unlimited_ = false;
+      positions_.count_ = count_;
+    }
+    forget(integers);
+    positions_.adopt_integers(std::move(integers));
   }
 
   Positions positions_;
   Index tokens_, count_;
-};
-
-/// Flags checked against the tensor they belong to; refers to the `Flags` it was made from.
-class TokenFlags {
- public:
-  /// Throws ShapeError.
-  TokenFlags(std::string_view module, std::string_view hook, const Flags& flags, const detail::Leading& leading,
-             Index tokens)
-      : flags_(&flags), first_(tokens - flags.count_) {
-    if (flags.leading_.rank != 0 && flags.leading_ != leading)
-      detail::fail<ShapeError>(module, "::", hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
-                               leading.shape());
-    if (flags.count_ > tokens)
-      detail::fail<ShapeError>(module, "::", hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
-  }
-
-  /// True if every flag is, because none were given.
-  [[nodiscard]] bool all() const { return !flags_->given_; }
-
-  /// The flag of a token of batch entry n; true where there is none.
-  [[nodiscard]] bool operator()(Index n, Index token) const {
-    if (token < first_ || all()) return true;
-    const Index row = flags_->leading_.rank == 0 ? 0 : n;
-    return flags_->values_[static_cast<std::size_t>(row * flags_->count_ + token - first_)] != 0;
-  }
-
- private:
-  const Flags* flags_;
-  Index first_;
+  std::vector<Index> rows_;  // which given row each row was; empty if they are those that were given
 };
 
 /// Positions of the queries and of the keys of one attention, checked.

@@ -29,7 +29,7 @@ namespace posbias {
 ///     Executor&)`, given those of many positions; or `add(positions, feature, features, grad_rows, Gradients&)`, given
 ///     those of some features, if every parameter belongs to one feature and one position;
 ///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
-///     which throws PositionError.
+///     which throws PositionError. Tokens that flags leave out may be at position 0, which must have a row.
 template <class Derived, class Scalar_, class Parameters = NoParameters>
 class AdditiveEmbedding : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
@@ -185,14 +185,14 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   template <class S>
   struct Tokens {
     detail::TensorView<S, 2> view;
-    TokenLocations locations;
     TokenFlags flags;
+    TokenLocations locations;
 
     Tokens(std::string_view hook, std::string_view argument, const detail::TensorView<S, 2>& x,
            const TokenPositions& at, const Derived& module)
         : view(x),
-          locations(Derived::name, hook, "pos", at.pos, x.leading, x.shape[0]),
-          flags(Derived::name, hook, at.mask, x.leading, x.shape[0]) {
+          flags(Derived::name, hook, at.mask, x.leading, x.shape[0]),
+          locations(Derived::name, hook, "pos", at.pos, x.leading, x.shape[0], &flags) {
       if (x.shape[1] != module.dim())
         detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has ", x.shape[1],
                                  " features; dim = ", module.dim());

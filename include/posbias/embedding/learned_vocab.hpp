@@ -6,10 +6,10 @@
 ///     x(n, l, :) += emb.weight(p, :),    p = pos(n, l) in [0, max_seq_len)
 ///
 /// Positions are ids of rows. A table has no row beyond its last: integers outside [0, max_seq_len) are refused, and
-/// so are reals.
+/// so are reals. Ids of tokens that the mask leaves out are not looked at.
 ///
-/// Shapes: x (B, *, L, H = dim). Cost: one pass over x. The adjoint is a scatter-add: a
-/// row gets the gradients of all tokens at its position.
+/// Shapes: x (B, *, L, H = dim). Cost: one pass over x. The adjoint is a scatter-add: a row gets the gradients of all
+/// tokens at its position.
 #pragma once
 
 #include <Eigen/Core>
