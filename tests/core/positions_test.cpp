@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -34,7 +35,8 @@ static_assert(posbias::PositionTensor<Tensor<float, 1>> && posbias::PositionTens
 static_assert(posbias::PositionTensor<Tensor<long, 1>> && posbias::PositionTensor<Tensor<long long, 1>>);
 static_assert(posbias::PositionTensor<Eigen::TensorMap<const Tensor<int, 2>>>);
 static_assert(!posbias::PositionTensor<Tensor<std::int64_t, 0>> && !posbias::PositionTensor<Tensor<bool, 1>>);
-static_assert(!posbias::PositionTensor<Tensor<std::int16_t, 1>> && !posbias::PositionTensor<std::vector<int>>);
+static_assert(posbias::PositionTensor<Tensor<std::int16_t, 1>> && posbias::PositionTensor<Tensor<std::uint32_t, 1>>);
+static_assert(!std::is_constructible_v<Positions, std::vector<bool>> && !std::is_constructible_v<Positions, int>);
 static_assert(std::is_constructible_v<Flags, Tensor<bool, 2>> && !std::is_constructible_v<Flags, Tensor<int, 2>>);
 static_assert(!std::is_constructible_v<Flags, Tensor<bool, 0>>);
 
@@ -162,6 +164,29 @@ TEST_CASE("explicit positions are copied, whatever their type", "[positions]") {
   std::array<std::int32_t, 5> memory{-1, 100, 103, -7, 103};
   check(Eigen::TensorMap<Tensor<std::int32_t, 1>>(memory.data() + 1, 4));
   check(Eigen::TensorMap<const Tensor<std::int32_t, 1>>(memory.data() + 1, 4));
+}
+
+TEST_CASE("vectors, arrays and spans are positions of the whole batch", "[positions]") {
+  const std::vector<std::int64_t> wide{100, 101, 103};
+  const std::array<std::uint32_t, 3> narrow{100, 101, 103};
+  const std::vector<float> singles{100, 101, 103};
+  const std::span<const std::int64_t> some(wide.data() + 1, 2);
+  for (const Positions& positions : {Positions(wide), Positions(narrow), Positions(singles)}) {
+    const auto at = locate(positions, 4, {2});
+    CHECK(at.shared());
+    CHECK(at.first() == 1);
+    CHECK(at.integral());
+    CHECK(integers(at, 1) == Integers{100, 101, 103});
+  }
+  const PairPositions at{.q = some};
+  CHECK(integers(locate(at.q, 2)) == Integers{101, 103});
+  const Positions reals_given = std::vector<double>{0.5, 7};
+  CHECK(reals(locate(reals_given, 2)) == Reals{0.5, 7});
+  const Positions none = std::vector<int>();
+  CHECK(none.given());
+  CHECK(locate(none, 3).count() == 0);
+  const Positions sizes = std::vector<std::uint64_t>{5, ~std::uint64_t{0}};
+  CHECK(error(sizes, 2).find("M::hook: pos at index 1 is") == 0);
 }
 
 TEST_CASE("positions of a batch are read in row-major order from either layout", "[positions]") {

@@ -17,8 +17,10 @@
 #include <algorithm>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <cstdint>
-#include <type_traits>
+#include <limits>
+#include <ranges>
 #include <utility>
 #include <vector>
 
@@ -28,10 +30,18 @@
 
 namespace posbias {
 
-/// An Eigen tensor that can hold positions: int32, int64, float or double, rank 1 or more.
+/// A scalar of positions: any integer but bool, float or double.
+template <class S>
+concept PositionScalar =
+    (std::integral<S> && !std::same_as<S, bool>) || std::same_as<S, float> || std::same_as<S, double>;
+
+/// An Eigen tensor that can hold positions: rank 1 or more.
 template <class T>
-concept PositionTensor = TensorOf<T, std::int32_t, 1> || TensorOf<T, std::int64_t, 1> || TensorOf<T, long long, 1> ||
-    TensorOf<T, float, 1> || TensorOf<T, double, 1>;
+concept PositionTensor = TensorLike<T> &&(detail::Traits<T>::rank >= 1) && PositionScalar<detail::ScalarOf<T>>;
+
+/// A vector, an array or a span that can hold positions.
+template <class T>
+concept PositionList = std::ranges::sized_range<T> && PositionScalar<std::ranges::range_value_t<T>>;
 
 /// The positions of the tokens of one tensor. A copyable value that owns its numbers.
 class Positions {
@@ -52,33 +62,28 @@ class Positions {
     return result;
   }
 
-  /// Explicit positions: rank 1 for the whole batch, or (B, *, L), each of B, * possibly 1 for all. Values are checked by the hook they are given to.
+  /// Explicit positions: rank 1 for the whole batch, or (B, *, L), each of B, * possibly 1 for all. Values are checked by
+  /// the hook they are given to.
   template <PositionTensor T>
   Positions(const T& tensor) : given_(true), unlimited_(false) {
     const auto tokens = detail::view<1>(tensor);
     leading_ = tokens.leading;
     count_ = tokens.shape[0];
-    if constexpr (std::integral<typename detail::Traits<T>::Scalar>) {
-      std::vector<std::int64_t> values(static_cast<std::size_t>(tensor.size()));
-      detail::for_each_row_major(tensor,
-                                 [&](Index i, std::int64_t value) { values[static_cast<std::size_t>(i)] = value; });
-      adopt_integers(std::move(values));
-    } else {
-      reals_.resize(static_cast<std::size_t>(tensor.size()));
-      detail::for_each_row_major(
-          tensor, [&](Index i, auto value) { reals_[static_cast<std::size_t>(i)] = static_cast<double>(value); });
-      const bool all_integers = std::all_of(reals_.begin(), reals_.end(), [](double value) {
-        return std::abs(value) < 0x1p62 && value == std::floor(value);
-      });
-      if (all_integers) {
-        std::vector<std::int64_t> values(reals_.size());
-        std::transform(reals_.begin(), reals_.end(), values.begin(),
-                       [](double value) { return static_cast<std::int64_t>(value); });
-        reals_.clear();
-        adopt_integers(std::move(values));
-      }
-    }
+    std::vector<decltype(number(detail::ScalarOf<T>()))> values(static_cast<std::size_t>(tensor.size()));
+    detail::for_each_row_major(tensor,
+                               [&](Index i, auto value) { values[static_cast<std::size_t>(i)] = number(value); });
+    adopt(std::move(values));
   }
+
+  /// Explicit positions for the whole batch. Copies them.
+  template <PositionList List>
+  Positions(const List& list) : given_(true), unlimited_(false), count_(static_cast<Index>(std::ranges::size(list))) {
+    std::vector<decltype(number(std::ranges::range_value_t<List>()))> values;
+    for (const auto value : list) values.push_back(number(value));
+    adopt(std::move(values));
+  }
+
+  Positions(std::integral auto first) = delete;  // not a list: Positions::range(first)
 
   /// False for a default-constructed value.
   [[nodiscard]] bool given() const { return given_; }
@@ -86,13 +91,35 @@ class Positions {
  private:
   friend class TokenLocations;
 
-  /// Notes whether every row is consecutive.
-  void adopt_integers(std::vector<std::int64_t> values) {
+  /// A position as it is kept. Integers beyond 64 signed bits stay out of range.
+  static std::int64_t number(std::integral auto value) {
+    constexpr auto largest = (std::numeric_limits<std::int64_t>::max)();
+    return std::cmp_less(value, largest) ? static_cast<std::int64_t>(value) : largest;
+  }
+  static double number(std::floating_point auto value) { return value; }
+
+  /// Keeps integers, and notes whether every row is consecutive.
+  void adopt(std::vector<std::int64_t> values) {
     integers_ = std::move(values);
     consecutive_ = count_ > 0;
     for (std::size_t i = 0; i < integers_.size() && consecutive_; ++i) {
       const bool starts_row = i % static_cast<std::size_t>(count_) == 0;
       consecutive_ = in_range(integers_[i]) && (starts_row || integers_[i] == integers_[i - 1] + 1);
+    }
+  }
+
+  /// Keeps reals, as integers if all of them are.
+  void adopt(std::vector<double> values) {
+    const bool all_integers = std::all_of(values.begin(), values.end(), [](double value) {
+      return std::abs(value) < 0x1p62 && value == std::floor(value);
+    });
+    if (all_integers) {
+      std::vector<std::int64_t> integers(values.size());
+      std::transform(values.begin(), values.end(), integers.begin(),
+                     [](double value) { return static_cast<std::int64_t>(value); });
+      adopt(std::move(integers));
+    } else {
+      reals_ = std::move(values);
     }
   }
 

@@ -218,7 +218,7 @@ class TokenLocations {
       positions_.count_ = count_;
     }
     forget(integers);
-    positions_.adopt_integers(std::move(integers));
+    positions_.adopt(std::move(integers));
   }
 
   Positions positions_;
