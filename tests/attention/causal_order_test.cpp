@@ -27,7 +27,7 @@ constexpr double hidden = -std::numeric_limits<double>::infinity();
 
 CausalOrder order_of(const PairPositions& at, Index batches, Index queries, Index keys) {
   const Index leading[] = {batches};
-  return {PairLocations("posbias", "test", at, posbias::detail::Leading(leading), queries, keys), queries, keys};
+  return {PairLocations({"posbias", "test"}, at, posbias::detail::Leading(leading), queries, keys), queries, keys};
 }
 
 /// By definition: at the query's position or before; without a position all is seen, and by all.

@@ -31,7 +31,7 @@ PairLocations locate(const PairPositions& at, Index batches, Index queries, Inde
   posbias::detail::Leading leading;
   leading.rank = 1;
   leading.sizes[0] = batches;
-  return {"M", "hook", at, leading, queries, keys};
+  return {{"M", "hook"}, at, leading, queries, keys};
 }
 
 /// The difference of a query and a key of a batch entry, pair by pair.

@@ -66,7 +66,7 @@ Tensor<S, 2> rows(std::initializer_list<std::initializer_list<S>> values) {
 }
 
 TokenLocations locate(const Positions& positions, Index tokens, std::initializer_list<Index> batch = {}) {
-  return {"M", "hook", "pos", positions, leading(batch), tokens};
+  return {{"M", "hook"}, "pos", positions, leading(batch), tokens};
 }
 
 /// Positions are referred to, not copied, so they must outlive their locations.
@@ -333,7 +333,7 @@ TEST_CASE("reals beyond 2^1022 are refused, so that differences are finite", "[p
 
 TEST_CASE("modules may need integers", "[positions]") {
   const auto needs_integers = [](const Positions& positions) {
-    return message_of<PositionError>([&] { locate(positions, 3).require_integers("M", "hook", "q"); });
+    return message_of<PositionError>([&] { locate(positions, 3).require_integers({"M", "hook"}, "q"); });
   };
   CHECK(needs_integers(list<double>({1, 2, 2.5})) ==
         "M::hook: q at index 2 is 2.5; integers strictly between -2^62 and 2^62 are needed");
@@ -350,7 +350,7 @@ TEST_CASE("modules may need integers", "[positions]") {
 
 TEST_CASE("modules may need ids below an end", "[positions]") {
   const auto needs_ids = [](const Positions& positions, Index tokens = 4, std::initializer_list<Index> batch = {}) {
-    return message_of<PositionError>([&] { locate(positions, tokens, batch).require_ids("M", "hook", "pos", 10); });
+    return message_of<PositionError>([&] { locate(positions, tokens, batch).require_ids({"M", "hook"}, "pos", 10); });
   };
   const std::string fine = "<nothing thrown>";
   const auto bad = [](const std::string& at) {
@@ -401,7 +401,7 @@ TEST_CASE("positions are regular values", "[positions]") {
 
 TEST_CASE("queries and keys have positions together or apart", "[positions]") {
   const auto pair = [](const PairPositions& at, Index queries, Index keys) {
-    return PairLocations("M", "hook", at, leading({2}), queries, keys);
+    return PairLocations({"M", "hook"}, at, leading({2}), queries, keys);
   };
   SECTION("by default both start at 0") {
     const PairPositions at;
@@ -452,7 +452,7 @@ TEST_CASE("queries and keys have positions together or apart", "[positions]") {
 
 TEST_CASE("flags are right-aligned and true to the left", "[positions]") {
   const auto flags_of = [](const Flags& flags, Index n, Index tokens) {
-    const TokenFlags at("M", "hook", flags, leading({2}), tokens);
+    const TokenFlags at({"M", "hook"}, flags, leading({2}), tokens);
     std::vector<bool> values;
     for (Index l = 0; l < tokens; ++l) values.push_back(at(n, l));
     return values;
@@ -477,7 +477,7 @@ TEST_CASE("flags are right-aligned and true to the left", "[positions]") {
 
 TEST_CASE("flags that do not fit are refused", "[positions]") {
   const auto message = [](const Flags& flags, Index tokens, std::initializer_list<Index> batch) {
-    return message_of<ShapeError>([&] { TokenFlags("M", "hook", flags, leading(batch), tokens); });
+    return message_of<ShapeError>([&] { TokenFlags({"M", "hook"}, flags, leading(batch), tokens); });
   };
   CHECK(message(list<bool>({true, true, true}), 2, {2}) == "M::hook: mask has 3 flags for 2 tokens");
   CHECK(message(rows<bool>({{true}, {true}}), 2, {3}) == "M::hook: mask has leading dimensions (2); x has (3)");

@@ -134,7 +134,7 @@ void check_rank() {
 
 template <class Q, class K, class V>
 std::string shape_error(const Q& q, const K& k, const V& v) {
-  return message_of<ShapeError>([&] { (void)attention_shape("M", "hook", q, k, v); });
+  return message_of<ShapeError>([&] { (void)attention_shape({"M", "hook"}, q, k, v); });
 }
 
 }  // namespace
@@ -209,7 +209,7 @@ TEST_CASE("q, k and v say what an attention looks like", "[tensor_view]") {
   const Row<float, 4> q(2, 5, 6, 8);
   const Row<float, 4> k(2, 7, 6, 8);
   const Col<float, 4> v(2, 7, 6, 11);
-  const auto shape = attention_shape("M", "hook", q, k, v);
+  const auto shape = attention_shape({"M", "hook"}, q, k, v);
   CHECK(shape.leading == view<3>(q).leading);
   CHECK(shape.heads == 6);
   CHECK(shape.queries == 5);
@@ -217,21 +217,21 @@ TEST_CASE("q, k and v say what an attention looks like", "[tensor_view]") {
 
   SECTION("keys may have fewer heads, in groups") {
     const Row<float, 4> grouped(2, 7, 3, 8);
-    const auto same = attention_shape("M", "hook", q, grouped, grouped);
+    const auto same = attention_shape({"M", "hook"}, q, grouped, grouped);
     CHECK(same == shape);
   }
   SECTION("any number of leading dimensions") {
     const Row<float, 3> one(5, 3, 8);
-    CHECK(attention_shape("M", "hook", one, one, one).leading.rank == 0);
+    CHECK(attention_shape({"M", "hook"}, one, one, one).leading.rank == 0);
     const Row<float, 6> many(2, 3, 4, 5, 3, 8);
-    CHECK(attention_shape("M", "hook", many, many, many).leading.count() == 24);
+    CHECK(attention_shape({"M", "hook"}, many, many, many).leading.count() == 24);
   }
   SECTION("no keys, no queries, no batch") {
     const Row<float, 4> none(2, 0, 6, 8);
-    CHECK(attention_shape("M", "hook", q, none, none).keys == 0);
-    CHECK(attention_shape("M", "hook", none, k, v).queries == 0);
+    CHECK(attention_shape({"M", "hook"}, q, none, none).keys == 0);
+    CHECK(attention_shape({"M", "hook"}, none, k, v).queries == 0);
     const Row<float, 4> no_batch(0, 5, 6, 8);
-    CHECK(attention_shape("M", "hook", no_batch, no_batch, no_batch).leading.count() == 0);
+    CHECK(attention_shape({"M", "hook"}, no_batch, no_batch, no_batch).leading.count() == 0);
   }
 }
 

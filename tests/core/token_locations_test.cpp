@@ -58,7 +58,7 @@ Tensor<S, 4> ramp(std::array<Index, 4> sizes, double start) {
 
 TEST_CASE("positions with leading dimensions of 1 are shared by the batch", "[positions]") {
   const auto check_shared = [](const Positions& positions, const std::vector<Index>& batch) {
-    const TokenLocations at("M", "hook", "pos", positions, leading(batch), 4);
+    const TokenLocations at({"M", "hook"}, "pos", positions, leading(batch), 4);
     CHECK(at.shared());
     CHECK(at.rows() == 1);
     CHECK(at.first() == 1);
@@ -75,7 +75,7 @@ TEST_CASE("positions with leading dimensions of 1 are shared by the batch", "[po
 
 TEST_CASE("each leading dimension of positions may be 1, or missing from the left", "[positions]") {
   const auto rows = [](const Positions& positions) {
-    return values_of(TokenLocations("M", "hook", "pos", positions, leading({2, 3}), 2));
+    return values_of(TokenLocations({"M", "hook"}, "pos", positions, leading({2, 3}), 2));
   };
   for (const double halves : {0, 1}) {
     const double h = 0.5 * halves;
@@ -87,11 +87,11 @@ TEST_CASE("each leading dimension of positions may be 1, or missing from the lef
                                                                       100 + h, 101 + h, 100 + h, 101 + h, 100 + h,
                                                                       101 + h});
   }
-  const TokenLocations at("M", "hook", "pos", numbered<3>({2, 1, 2}), leading({2, 3}), 2);
+  const TokenLocations at({"M", "hook"}, "pos", numbered<3>({2, 1, 2}), leading({2, 3}), 2);
   CHECK(at.consecutive());
 
   const auto message = [](const Positions& positions, const std::vector<Index>& batch) {
-    return message_of<ShapeError>([&] { (void)TokenLocations("M", "hook", "pos", positions, leading(batch), 2); });
+    return message_of<ShapeError>([&] { (void)TokenLocations({"M", "hook"}, "pos", positions, leading(batch), 2); });
   };
   CHECK(message(numbered<3>({2, 1, 2}), {2}) == "M::hook: pos has leading dimensions (2, 1); the tensor has (2)");
   CHECK(message(numbered<3>({2, 1, 2}), {3, 3}) == "M::hook: pos has leading dimensions (2, 1); the tensor has (3, 3)");
@@ -102,22 +102,25 @@ TEST_CASE("each leading dimension of positions may be 1, or missing from the lef
 TEST_CASE("a position that cannot be is named by its place among those given", "[positions]") {
   Tensor<double, 3> positions = numbered<3>({2, 1, 2}, 1);
   const auto message = [&](const auto& use) {
-    return message_of<PositionError>([&] { use(TokenLocations("M", "hook", "pos", positions, leading({2, 3}), 2)); });
+    return message_of<PositionError>([&] { use(TokenLocations({"M", "hook"}, "pos", positions, leading({2, 3}), 2)); });
   };
-  CHECK(message([](const TokenLocations& at) { at.require_integers("M", "hook", "pos"); }).find("at index 0 is 0.5") !=
-        std::string::npos);
+  CHECK(message([](const TokenLocations& at) {
+          at.require_integers({"M", "hook"}, "pos");
+        }).find("at index 0 is 0.5") != std::string::npos);
   positions.setValues({{{0, 0.0}}, {{0, 0.5}}});
-  CHECK(message([](const TokenLocations& at) { at.require_integers("M", "hook", "pos"); }).find("at index 3 is 0.5") !=
-        std::string::npos);
-  CHECK(message([](const TokenLocations& at) { at.require_ids("M", "hook", "pos", 9); }).find("at index 3 is 0.5") !=
-        std::string::npos);
+  CHECK(message([](const TokenLocations& at) {
+          at.require_integers({"M", "hook"}, "pos");
+        }).find("at index 3 is 0.5") != std::string::npos);
+  CHECK(message([](const TokenLocations& at) {
+          at.require_ids({"M", "hook"}, "pos", 9);
+        }).find("at index 3 is 0.5") != std::string::npos);
   positions(1, 0, 1) = not_a_number;
   CHECK(message([](const TokenLocations&) {}) == "M::hook: pos at index 3 is nan; positions must be finite");
 }
 
 TEST_CASE("flags broadcast as positions do", "[positions]") {
   const auto flags_of = [](const Flags& flags) {
-    const TokenFlags at("M", "hook", flags, leading({2, 3}), 2);
+    const TokenFlags at({"M", "hook"}, flags, leading({2, 3}), 2);
     std::vector<bool> values;
     for (Index n = 0; n < 6; ++n)
       for (Index l = 0; l < 2; ++l) values.push_back(at(n, l));
@@ -140,9 +143,9 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
   Tensor<bool, 2> encode(2, 3);
   encode.setValues({{false, true, false}, {false, true, true}});
   const Flags given = encode;
-  const TokenFlags flags("M", "hook", given, leading({2}), 3);
+  const TokenFlags flags({"M", "hook"}, given, leading({2}), 3);
   const auto locate = [&](const Positions& positions) {
-    return TokenLocations("M", "hook", "pos", positions, leading({2}), 3, &flags);
+    return TokenLocations({"M", "hook"}, "pos", positions, leading({2}), 3, &flags);
   };
   SECTION("shared: where no entry encodes the token") {
     Tensor<double, 1> reals(3);
@@ -161,14 +164,15 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
     const TokenLocations at = locate(ids);
     CHECK(values_of(at) == std::vector<double>{0, 5, 0, 0, 6, 9});
     CHECK_FALSE(at.consecutive());
-    at.require_ids("M", "hook", "pos", 10);
-    CHECK(message_of<PositionError>([&] { at.require_ids("M", "hook", "pos", 9); }) ==
-          "M::hook: pos at index 5 is 9; integers in [0, 9) are needed");
+    at.require_ids({"M", "hook"}, "pos", 10);
+    CHECK(message_of<PositionError>([&] {
+            at.require_ids({"M", "hook"}, "pos", 9);
+          }) == "M::hook: pos at index 5 is 9; integers in [0, 9) are needed");
   }
   SECTION("a range") {
     const TokenLocations at = locate(Positions::range(-1));
     CHECK(values_of(at) == std::vector<double>{0, 0, 1});
-    at.require_ids("M", "hook", "pos", 2);
+    at.require_ids({"M", "hook"}, "pos", 2);
     CHECK_FALSE(at.consecutive());
     CHECK(values_of(locate({})) == std::vector<double>{0, 1, 2});
     CHECK(message_of<PositionError>([&] {
@@ -178,8 +182,8 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
   SECTION("none are left out") {
     encode.setConstant(true);
     const Flags all_true = encode;
-    const TokenFlags all("M", "hook", all_true, leading({2}), 3);
-    const TokenLocations at("M", "hook", "pos", Positions::range(7), leading({2}), 3, &all);
+    const TokenFlags all({"M", "hook"}, all_true, leading({2}), 3);
+    const TokenLocations at({"M", "hook"}, "pos", Positions::range(7), leading({2}), 3, &all);
     CHECK(at.consecutive());
     CHECK(values_of(at) == std::vector<double>{7, 8, 9});
   }

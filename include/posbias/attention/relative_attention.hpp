@@ -235,13 +235,13 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   template <class Written, class... Others>
   static void check_writable(std::string_view hook, std::string_view argument, const Written& written, const Call& call,
                              const Others&... others) {
-    detail::check_apart(name, hook, argument, written, call.mask, call.relative_positions, call.no_position_mask,
+    detail::check_apart({name, hook}, argument, written, call.mask, call.relative_positions, call.no_position_mask,
                         call.base_attn, others...);
   }
 
   [[nodiscard]] Views checked(std::string_view hook, const Call& call, const Tokens& queries, const Tokens& keys,
                               const std::optional<Tokens>& values = {}) const {
-    return detail::checked_call(name, hook, options_, this->parameters_, call, queries, keys, values);
+    return detail::checked_call({name, hook}, options_, this->parameters_, call, queries, keys, values);
   }
 
   /// Whether there is a query with a key. If not, there may be no memory to point to either.
@@ -289,7 +289,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     const auto check_one_or_apart = [&](std::string_view argument, const auto& written, const auto& other) {
       const auto one = written.memory(), another = other.memory();
       const bool same = one.data() == another.data() && one.size() == another.size();
-      if (!same) detail::check_apart(name, hook, argument, written, other);
+      if (!same) detail::check_apart({name, hook}, argument, written, other);
     };
     check_one_or_apart("grad_queries", gradients.queries, gradients.keys);
     if (gradients.values) {

@@ -71,8 +71,7 @@ struct RelativeAttentionViews {
 
 /// Fits the mask and base_attn of a call.
 template <class Scalar>
-void fit_logits(std::string_view layer, std::string_view hook, const RelativeAttentionCall& call,
-                RelativeAttentionViews<Scalar>& views) {
+void fit_logits(const Hook& hook, const RelativeAttentionCall& call, RelativeAttentionViews<Scalar>& views) {
   const Leading& leading = views.queries.leading;
   const Index L1 = views.queries.shape[0], L2 = views.keys.shape[0];
   const auto fit = [&](std::string_view argument, auto from, Index of_heads, auto& to) {
@@ -83,7 +82,7 @@ void fit_logits(std::string_view layer, std::string_view hook, const RelativeAtt
     to.entries.leading = leading;
     to.entries.shape = {L1, L2, of_heads};
     if (!broadcast(from, {true, false, true}, to))
-      fail<ShapeError>(layer, "::", hook, ": ", argument, " has shape ", given.shape(),
+      fail<ShapeError>(hook, ": ", argument, " has shape ", given.shape(),
                        "; (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads) is needed, with B, * = ", leading.shape(),
                        ", L1 = ", L1, ", L2 = ", L2, ", heads = ", of_heads);
   };
@@ -91,21 +90,20 @@ void fit_logits(std::string_view layer, std::string_view hook, const RelativeAtt
   fit("base_attn", call.base_attn.view(), views.heads, views.base_attn);
 }
 
-/// Throws ShapeError, OptionError, PositionError, naming layer and hook.
+/// Throws ShapeError, OptionError, PositionError, naming `hook`.
 template <class Scalar>
-RelativeAttentionViews<Scalar> checked_call(std::string_view layer, std::string_view hook,
-                                            const RelativeAttentionOptions& options,
+RelativeAttentionViews<Scalar> checked_call(const Hook& hook, const RelativeAttentionOptions& options,
                                             const RelativeAttentionParameters<Scalar>& parameters,
                                             const RelativeAttentionCall& call,
                                             const TensorView<const Scalar, 2>& queries,
                                             const TensorView<const Scalar, 2>& keys,
                                             const std::optional<TensorView<const Scalar, 2>>& values) {
   using Tokens = TensorView<const Scalar, 2>;
-  const auto reject = [&](const auto&... parts) { fail<OptionError>(layer, "::", hook, ": ", parts...); };
+  const auto reject = [&](const auto&... parts) { fail<OptionError>(hook, ": ", parts...); };
   const auto check_tokens = [&](std::string_view argument, const Tokens& tokens, std::string_view option, Index size) {
     if (tokens.leading != queries.leading || tokens.shape[1] != size)
-      fail<ShapeError>(layer, "::", hook, ": ", argument, " has shape ", tokens.whole_shape().shape(), "; (B, *, L, ",
-                       option, ") is needed, with B, * = ", queries.leading.shape(), ", ", option, " = ", size);
+      fail<ShapeError>(hook, ": ", argument, " has shape ", tokens.whole_shape().shape(), "; (B, *, L, ", option,
+                       ") is needed, with B, * = ", queries.leading.shape(), ", ", option, " = ", size);
   };
   check_tokens("queries", queries, "query_size", options.query_size);
   check_tokens("keys", keys, "key_size", options.key_size);
@@ -113,10 +111,10 @@ RelativeAttentionViews<Scalar> checked_call(std::string_view layer, std::string_
     if (!options.do_pooling) reject("values are given; do_pooling = false");
     check_tokens("values", *values, "value_size", options.value_size);
     if (values->shape[0] != keys.shape[0])
-      fail<ShapeError>(layer, "::", hook, ": values has ", values->shape[0], " tokens; keys has ", keys.shape[0]);
+      fail<ShapeError>(hook, ": values has ", values->shape[0], " tokens; keys has ", keys.shape[0]);
   }
   if (call.relative_positions.given() && !call.positions.empty())
-    fail<PositionError>(layer, "::", hook, ": relative_positions and positions are both given; give one");
+    fail<PositionError>(hook, ": relative_positions and positions are both given; give one");
   const bool located = call.relative_positions.given() || !call.positions.empty();
   if (located && !parameters.table) reject("relative positions are given; there is no table: n_positions = 0");
   if (!located && !options.mode.contains(c2c))
@@ -135,13 +133,13 @@ RelativeAttentionViews<Scalar> checked_call(std::string_view layer, std::string_
                                        .executor = call.executor};
   for (const PairPositions& at : call.positions)
     if (views.executor.serial()) views.executor = at.executor;
-  const auto disabled = fit_pairs(layer, hook, call.no_position_mask, queries.leading, queries.shape[0], keys.shape[0]);
+  const auto disabled = fit_pairs(hook, call.no_position_mask, queries.leading, queries.shape[0], keys.shape[0]);
   if (located) {
-    RelativeIndex index(layer, hook, call.relative_positions, call.positions, disabled,
+    RelativeIndex index(hook, call.relative_positions, call.positions, disabled,
                         {queries.leading, queries.shape[0], keys.shape[0], options.n_coordinates, options.n_positions});
     if (views.c2p || views.p2c) views.index = std::move(index);
   }
-  fit_logits(layer, hook, call, views);
+  fit_logits(hook, call, views);
   return views;
 }
 

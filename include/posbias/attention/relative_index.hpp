@@ -27,13 +27,13 @@ using PairFlags = OptionalTensor<bool>;
 namespace detail {
 
 /// Flags of pairs, if there are any, as (L1, L2). Throws ShapeError.
-inline OptionalView<2, bool> fit_pairs(std::string_view module, std::string_view hook, const PairFlags& flags,
-                                       const Leading& leading, Index queries, Index keys) {
+inline OptionalView<2, bool> fit_pairs(const Hook& hook, const PairFlags& flags, const Leading& leading, Index queries,
+                                       Index keys) {
   OptionalView<2, bool> result;
   result.entries.leading = leading;
   result.entries.shape = {queries, keys};
   if (!broadcast(flags.view(), {true, false}, result))
-    fail<ShapeError>(module, "::", hook, ": no_position_mask has shape ", flags.view().entries.leading.shape(),
+    fail<ShapeError>(hook, ": no_position_mask has shape ", flags.view().entries.leading.shape(),
                      "; (B, *, L1, L2) is needed, with B, * = ", leading.shape(), ", L1 = ", queries, ", L2 = ", keys);
   return result;
 }
@@ -69,13 +69,13 @@ class RelativeIndex {
 
   /// From relative positions if they are given, or else from the positions of queries and keys, for each coordinate;
   /// `disabled` pairs have none. Throws ShapeError, PositionError.
-  RelativeIndex(std::string_view module, std::string_view hook, const RelativePositions& relative,
-                const std::vector<PairPositions>& positions, const Pairs& disabled, const Sizes& sizes)
-      : sizes_(sizes), buckets_(module, sizes.positions), disabled_(disabled) {
+  RelativeIndex(const Hook& hook, const RelativePositions& relative, const std::vector<PairPositions>& positions,
+                const Pairs& disabled, const Sizes& sizes)
+      : sizes_(sizes), buckets_(hook.module, sizes.positions), disabled_(disabled) {
     if (relative.given())
-      adopt(module, hook, relative);
+      adopt(hook, relative);
     else
-      locate(module, hook, positions);
+      locate(hook, positions);
   }
 
   /// What up to `together` queries read.
@@ -122,24 +122,25 @@ class RelativeIndex {
  private:
   [[nodiscard]] static std::size_t size(Index count) { return static_cast<std::size_t>(count); }
 
-  void adopt(std::string_view module, std::string_view hook, const RelativePositions& relative) {
+  void adopt(const Hook& hook, const RelativePositions& relative) {
     given_.entries.leading = sizes_.leading;
     given_.entries.shape = {sizes_.queries, sizes_.keys, sizes_.coordinates};
     if (!broadcast(relative.view(), {true, false, false}, given_))
-      fail<ShapeError>(module, "::", hook, ": relative_positions has shape ", relative.view().entries.leading.shape(),
+      fail<ShapeError>(hook, ": relative_positions has shape ", relative.view().entries.leading.shape(),
                        "; (B, *, L1, L2, n_coordinates) is needed, with B, * = ", sizes_.leading.shape(),
                        ", L1 = ", sizes_.queries, ", L2 = ", sizes_.keys, ", n_coordinates = ", sizes_.coordinates);
   }
 
-  void locate(std::string_view module, std::string_view hook, const std::vector<PairPositions>& positions) {
+  void locate(const Hook& hook, const std::vector<PairPositions>& positions) {
     if (static_cast<Index>(positions.size()) != sizes_.coordinates)
-      fail<ShapeError>(module, "::", hook, ": positions has ", positions.size(),
+      fail<ShapeError>(hook, ": positions has ", positions.size(),
                        " coordinates; n_coordinates = ", sizes_.coordinates);
     for (const PairPositions& at : positions) {
-      const std::string where = std::string(hook) + ": positions[" + std::to_string(located_.size()) + "]";
+      const std::string where = std::string(hook.function) + ": positions[" + std::to_string(located_.size()) + "]";
+      const Hook of_coordinate{hook.module, where};
       const PairLocations& found =
-          located_.emplace_back(module, where, at, sizes_.leading, sizes_.queries, sizes_.keys);
-      found.require_integers(module, where, at);
+          located_.emplace_back(of_coordinate, at, sizes_.leading, sizes_.queries, sizes_.keys);
+      found.require_integers(of_coordinate, at);
       first_query_ = (std::max)(first_query_, found.q.first());
       first_key_ = (std::max)(first_key_, found.k.first());
     }

@@ -86,7 +86,7 @@ template <class Q, class K, class V, class M, class Use>
 void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, const M& module,
                 const AttentionOptions& options, const Use& use) {
   using Scalar = typename Traits<Q>::Scalar;
-  const AttentionShape shape = attention_shape("posbias", function, q, k, v);
+  const AttentionShape shape = attention_shape({"posbias", function}, q, k, v);
   const auto features = static_cast<double>(std::max<Index>(view<3>(q).shape[2], 1));
   const auto scale = static_cast<Scalar>(options.scale.value_or(1 / std::sqrt(features)));
   if (!is_finite(static_cast<double>(scale)))
@@ -94,7 +94,7 @@ void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, c
                       "; it must be finite, also as the tensors' scalar");
   PairPositions at = options.at;
   if (!options.executor.serial()) at.executor = options.executor;
-  const PairLocations locations("posbias", function, at, shape.leading, shape.queries, shape.keys);
+  const PairLocations locations({"posbias", function}, at, shape.leading, shape.queries, shape.keys);
   const BroadcastMask mask(function, options.mask, shape);
 
   with_modified(module, q, k, v, at, [&](const auto& q_, const auto& k_, const auto& v_) {
@@ -138,7 +138,7 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
             const TensorView<Scalar, 2>& log_sum_exp) {
   constexpr std::string_view function = "attention";
   check_result(function, "out", out, q, v);
-  check_apart("posbias", function, "out", out, q, k, v, options.mask);
+  check_apart({"posbias", function}, "out", out, q, k, v, options.mask);
   with_tiles(function, q, k, v, module, options, [&](const auto& tiles, const PairPositions& at, const auto&...) {
     attention_forward(tiles, AttentionResults<Scalar>{.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
   });
@@ -164,10 +164,10 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   constexpr std::string_view function = "attention_backward";
   check_result(function, "out", out, q, v);
   check_result(function, "grad_out", grad_out, q, v);
-  check_gradient_shapes("posbias", function, grad_q, grad_k, grad_v, q, k, v);
-  check_apart("posbias", function, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v, options.mask);
-  check_apart("posbias", function, "grad_k", grad_k, grad_v, grad_out, out, q, k, v, options.mask);
-  check_apart("posbias", function, "grad_v", grad_v, grad_out, out, q, k, v, options.mask);
+  check_gradient_shapes({"posbias", function}, grad_q, grad_k, grad_v, q, k, v);
+  check_apart({"posbias", function}, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart({"posbias", function}, "grad_k", grad_k, grad_v, grad_out, out, q, k, v, options.mask);
+  check_apart({"posbias", function}, "grad_v", grad_v, grad_out, out, q, k, v, options.mask);
   if constexpr (DerivesFromModule<M>) module.check_gradients(function, grads);
 
   const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
@@ -220,7 +220,7 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
                Sums&& log_sum_exp) {
   detail::check_log_sum_exp("attention", log_sum_exp, q);
-  detail::check_apart("posbias", "attention", "log_sum_exp", log_sum_exp, out, q, k, v, options.mask);
+  detail::check_apart({"posbias", "attention"}, "log_sum_exp", log_sum_exp, out, q, k, v, options.mask);
   detail::attend(out, q, k, v, module, options,
                  detail::TensorView<detail::ScalarOf<Q>, 2>(detail::view<2>(log_sum_exp)));
 }
@@ -250,9 +250,9 @@ void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_ou
                         typename M::Gradients& grads, const Sums& log_sum_exp) {
   constexpr std::string_view function = "attention_backward";
   detail::check_log_sum_exp(function, log_sum_exp, q);
-  detail::check_apart("posbias", function, "grad_q", grad_q, log_sum_exp);
-  detail::check_apart("posbias", function, "grad_k", grad_k, log_sum_exp);
-  detail::check_apart("posbias", function, "grad_v", grad_v, log_sum_exp);
+  detail::check_apart({"posbias", function}, "grad_q", grad_q, log_sum_exp);
+  detail::check_apart({"posbias", function}, "grad_k", grad_k, log_sum_exp);
+  detail::check_apart({"posbias", function}, "grad_v", grad_v, log_sum_exp);
   const detail::TensorView<const detail::ScalarOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
   detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, sums);
 }

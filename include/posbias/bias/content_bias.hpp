@@ -84,8 +84,8 @@ class ContentBias : public Module<Derived, Parameters> {
   /// Throws ShapeError unless q, k and v are an attention of the module's heads and features.
   template <class Q, class K, class V>
   detail::AttentionShape check_queries(std::string_view hook, const Q& q, const K& k, const V& v) const {
-    const detail::AttentionShape shape = detail::attention_shape(Derived::name, hook, q, k, v);
-    detail::check_heads(Derived::name, hook, "q", shape.heads, derived().n_heads());
+    const detail::AttentionShape shape = detail::attention_shape({Derived::name, hook}, q, k, v);
+    detail::check_heads({Derived::name, hook}, "q", shape.heads, derived().n_heads());
     const Index features = detail::view<3>(q).shape[2];
     if (features != derived().head_dim())
       detail::fail<ShapeError>(Derived::name, "::", hook, ": q has ", features, " features per head; ",
@@ -96,8 +96,8 @@ class ContentBias : public Module<Derived, Parameters> {
  private:
   [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::AttentionShape& shape,
                                                const PairPositions& at) {
-    PairLocations result(Derived::name, hook, at, shape.leading, shape.queries, shape.keys);
-    if constexpr (Derived::integers_only) result.require_integers(Derived::name, hook, at);
+    PairLocations result({Derived::name, hook}, at, shape.leading, shape.queries, shape.keys);
+    if constexpr (Derived::integers_only) result.require_integers({Derived::name, hook}, at);
     return result;
   }
 
@@ -105,8 +105,8 @@ class ContentBias : public Module<Derived, Parameters> {
   [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument, const M& mask, const Q& q,
                                       const K& k, const V& v, const PairPositions& at) const {
     const detail::AttentionShape shape = check_queries(hook, q, k, v);
-    detail::check_mask_fits(Derived::name, hook, argument, mask, q, k, v);
-    detail::check_apart(Derived::name, hook, argument, mask, q, k, v);
+    detail::check_mask_fits({Derived::name, hook}, argument, mask, q, k, v);
+    detail::check_apart({Derived::name, hook}, argument, mask, q, k, v);
     return locations(hook, shape, at);
   }
 
@@ -116,10 +116,10 @@ class ContentBias : public Module<Derived, Parameters> {
                                                const Gradients& grads) const {
     constexpr std::string_view hook = "mod_mask_backward";
     PairLocations result = checked(hook, "grad_mask", grad_mask, q, k, v, at);
-    detail::check_gradient_shapes(Derived::name, hook, grad_q, grad_k, grad_v, q, k, v);
+    detail::check_gradient_shapes({Derived::name, hook}, grad_q, grad_k, grad_v, q, k, v);
     this->check_gradients(hook, grads);
-    detail::check_apart(Derived::name, hook, "grad_q", grad_q, grad_mask, q, k);
-    if constexpr (Derived::looks_at_keys) detail::check_apart(Derived::name, hook, "grad_k", grad_k, grad_mask, q, k);
+    detail::check_apart({Derived::name, hook}, "grad_q", grad_q, grad_mask, q, k);
+    if constexpr (Derived::looks_at_keys) detail::check_apart({Derived::name, hook}, "grad_k", grad_k, grad_mask, q, k);
     return result;
   }
 };

@@ -15,20 +15,17 @@
 namespace posbias::detail {
 
 /// Throws ShapeError unless `heads` of `argument` are the module's.
-inline void check_heads(std::string_view module, std::string_view hook, std::string_view argument, Index heads,
-                        Index n_heads) {
-  if (heads != n_heads)
-    fail<ShapeError>(module, "::", hook, ": ", argument, " has ", heads, " heads; n_heads = ", n_heads);
+inline void check_heads(const Hook& hook, std::string_view argument, Index heads, Index n_heads) {
+  if (heads != n_heads) fail<ShapeError>(hook, ": ", argument, " has ", heads, " heads; n_heads = ", n_heads);
 }
 
 /// Throws ShapeError unless the mask, or its gradient, belongs to q, k and v.
 template <class M, class Q, class K, class V>
-void check_mask_fits(std::string_view module, std::string_view hook, std::string_view argument, const M& mask,
-                     const Q& q, const K& k, const V& v) {
-  const AttentionShape shape = attention_shape(module, hook, q, k, v);
+void check_mask_fits(const Hook& hook, std::string_view argument, const M& mask, const Q& q, const K& k, const V& v) {
+  const AttentionShape shape = attention_shape(hook, q, k, v);
   const auto logits = view<3>(mask);
   if (!(shape == AttentionShape{logits.leading, logits.shape[0], logits.shape[1], logits.shape[2]}))
-    fail<ShapeError>(module, "::", hook, ": ", argument, " has shape ", shape_of(mask), "; q of shape ", shape_of(q),
+    fail<ShapeError>(hook, ": ", argument, " has shape ", shape_of(mask), "; q of shape ", shape_of(q),
                      " and k of shape ", shape_of(k), " need (B, *, NH, L1, L2)");
 }
 

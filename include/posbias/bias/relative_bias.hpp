@@ -50,14 +50,14 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
+    detail::check_mask_fits({Derived::name, "mod_mask"}, "mask", mask, q, k, v);
     modify("mod_mask", detail::view<3>(mask), at);
   }
 
   /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
+    detail::check_mask_fits({Derived::name, "mod_mask"}, "mask", mask, q, k, v);
     modify<Onto::zeros>("mod_mask", detail::view<3>(mask), at);
   }
 
@@ -73,7 +73,7 @@ class RelativeBias : public Module<Derived, Parameters> {
             HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    detail::check_mask_fits(Derived::name, "mod_mask_backward", "grad_mask", grad_mask, q, k, v);
+    detail::check_mask_fits({Derived::name, "mod_mask_backward"}, "grad_mask", grad_mask, q, k, v);
     backward(detail::view<3>(grad_mask), at, grads);
   }
 
@@ -107,7 +107,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// and owns all else. Throws ShapeError, PositionError.
   template <HeadsTensor Q, HeadsTensor K>
   [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    const detail::AttentionShape shape = detail::attention_shape(Derived::name, "prepare", q, k, k);
+    const detail::AttentionShape shape = detail::attention_shape({Derived::name, "prepare"}, q, k, k);
     check_heads("prepare", "q", shape.heads);
     return Prepared(derived(), locations("prepare", shape.leading, shape.queries, shape.keys, at), at.executor);
   }
@@ -143,7 +143,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// Throws what `mod_mask` would, and writes nothing.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits(Derived::name, "mod_mask", "mask", mask, q, k, v);
+    detail::check_mask_fits({Derived::name, "mod_mask"}, "mask", mask, q, k, v);
     (void)checked("mod_mask", "mask", detail::view<3>(mask), at);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
@@ -151,7 +151,7 @@ class RelativeBias : public Module<Derived, Parameters> {
             HeadsTensor V>
   void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                                const PairPositions& at, const Gradients& grads) const {
-    detail::check_mask_fits(Derived::name, "mod_mask_backward", "grad_mask", grad_mask, q, k, v);
+    detail::check_mask_fits({Derived::name, "mod_mask_backward"}, "grad_mask", grad_mask, q, k, v);
     (void)checked_backward(detail::view<3>(grad_mask), at, grads);
   }
 
@@ -161,13 +161,13 @@ class RelativeBias : public Module<Derived, Parameters> {
 
  private:
   void check_heads(std::string_view hook, std::string_view argument, Index heads) const {
-    detail::check_heads(Derived::name, hook, argument, heads, derived().n_heads());
+    detail::check_heads({Derived::name, hook}, argument, heads, derived().n_heads());
   }
 
   [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::Leading& leading, Index queries,
                                                Index keys, const PairPositions& at) {
-    PairLocations result(Derived::name, hook, at, leading, queries, keys);
-    if constexpr (Derived::integers_only) result.require_integers(Derived::name, hook, at);
+    PairLocations result({Derived::name, hook}, at, leading, queries, keys);
+    if constexpr (Derived::integers_only) result.require_integers({Derived::name, hook}, at);
     return result;
   }
 

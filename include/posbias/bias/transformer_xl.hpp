@@ -171,7 +171,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
                               const PairPositions&, const Gradients& grads) const {
     constexpr std::string_view hook = "mod_qkv_backward";
     this->check_queries(hook, q, k, v);
-    detail::check_gradient_shapes(name, hook, grad_q, grad_k, grad_v, q, k, v);
+    detail::check_gradient_shapes({name, hook}, grad_q, grad_k, grad_v, q, k, v);
     this->check_gradients(hook, grads);
   }
   /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must

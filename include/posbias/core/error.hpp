@@ -70,6 +70,11 @@ class FormatError : public detail::TaggedError<std::runtime_error> {
 
 namespace detail {
 
+/// A hook of a module, as messages begin: "ALiBi::mod_mask".
+struct Hook {
+  std::string_view module, function;
+};
+
 /// Neither NaN nor infinite, told from the bits: -ffast-math lets compilers assume it of any number.
 inline bool is_finite(double value) {
   constexpr std::uint64_t exponent = 0x7ff0000000000000U;
@@ -78,6 +83,12 @@ inline bool is_finite(double value) {
 
 inline void append(std::string& text, std::string_view part) {
   text += part;
+}
+
+inline void append(std::string& text, const Hook& hook) {
+  append(text, hook.module);
+  append(text, "::");
+  append(text, hook.function);
 }
 
 template <std::integral Integer>

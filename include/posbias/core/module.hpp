@@ -28,7 +28,7 @@ namespace detail {
 /// A new mask (B, *, NH, L1, L2) of q's scalar and layout, with anything in it.
 template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
 auto new_mask(std::string_view module, const Q& q, const K& k, const V& v) {
-  const AttentionShape shape = attention_shape(module, "make_mask", q, k, v);
+  const AttentionShape shape = attention_shape({module, "make_mask"}, q, k, v);
   using Scalar = typename Traits<Q>::Scalar;
   constexpr auto rank = static_cast<std::size_t>(Traits<Q>::rank);
   Eigen::array<Index, rank> sizes;

@@ -210,13 +210,13 @@ struct AttentionShape {
 /// Reads and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
 /// same L2, and NHk = NH or a divisor of it (grouped queries).
 template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-AttentionShape attention_shape(std::string_view module, std::string_view hook, const Q& q, const K& k, const V& v) {
+AttentionShape attention_shape(const Hook& hook, const Q& q, const K& k, const V& v) {
   const auto query = view<3>(q);
   const auto key = view<3>(k);
   const auto value = view<3>(v);
   const auto reject = [&](std::string_view name, const auto& tensor, std::string_view expected) {
-    fail<ShapeError>(module, "::", hook, ": ", name, " has shape ", shape_of(tensor), "; q has ", shape_of(q),
-                     " and needs ", expected);
+    fail<ShapeError>(hook, ": ", name, " has shape ", shape_of(tensor), "; q has ", shape_of(q), " and needs ",
+                     expected);
   };
   const Index heads = query.shape[1];
   const Index groups = key.shape[1];
@@ -247,19 +247,18 @@ bool overlap(const A& a, const B& b) {
 
 /// Throws ShapeError if a tensor that is written to shares memory with any of the others, tensors or what has memory.
 template <class Written, class... Others>
-void check_apart(std::string_view module, std::string_view hook, std::string_view argument, const Written& written,
-                 const Others&... others) {
+void check_apart(const Hook& hook, std::string_view argument, const Written& written, const Others&... others) {
   if ((overlap(written, others) || ...))
-    fail<ShapeError>(module, "::", hook, ": ", argument, " shares memory with another argument; it is written to");
+    fail<ShapeError>(hook, ": ", argument, " shares memory with another argument; it is written to");
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.
 template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-void check_gradient_shapes(std::string_view module, std::string_view hook, const GQ& grad_q, const GK& grad_k,
-                           const GV& grad_v, const Q& q, const K& k, const V& v) {
+void check_gradient_shapes(const Hook& hook, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
+                           const K& k, const V& v) {
   const auto check = [&](std::string_view argument, const auto& grad, const auto& value) {
     if (!std::ranges::equal(shape_of(grad), shape_of(value)))
-      fail<ShapeError>(module, "::", hook, ": grad_", argument, " has shape ", shape_of(grad), "; ", argument, " has ",
+      fail<ShapeError>(hook, ": grad_", argument, " has shape ", shape_of(grad), "; ", argument, " has ",
                        shape_of(value));
   };
   check("q", grad_q, q);

@@ -44,15 +44,14 @@ inline std::optional<std::vector<Index>> broadcast_rows(const Leading& given, co
 class TokenFlags {
  public:
   /// Throws ShapeError.
-  TokenFlags(std::string_view module, std::string_view hook, const Flags& flags, const detail::Leading& leading,
-             Index tokens)
+  TokenFlags(const detail::Hook& hook, const Flags& flags, const detail::Leading& leading, Index tokens)
       : flags_(&flags), first_(tokens - flags.count_) {
     if (flags.count_ > tokens)
-      detail::fail<ShapeError>(module, "::", hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
+      detail::fail<ShapeError>(hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
     if (all()) return;
     std::optional<std::vector<Index>> rows = detail::broadcast_rows(flags.leading_, leading);
     if (!rows)
-      detail::fail<ShapeError>(module, "::", hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
+      detail::fail<ShapeError>(hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
                                leading.shape());
     rows_ = std::move(*rows);
   }
@@ -78,12 +77,12 @@ class TokenFlags {
 class TokenLocations {
  public:
   /// Positions of tokens that are left out by `flags` in all batch entries that share them are not looked at. Throws
-  /// ShapeError or PositionError, naming `module`, `hook` and the argument.
-  TokenLocations(std::string_view module, std::string_view hook, std::string_view argument, Positions positions,
+  /// ShapeError or PositionError, naming `hook` and the argument.
+  TokenLocations(const detail::Hook& hook, std::string_view argument, Positions positions,
                  const detail::Leading& leading, Index tokens, const TokenFlags* flags = nullptr)
       : positions_(std::move(positions)), tokens_(tokens), count_(positions_.unlimited_ ? tokens : positions_.count_) {
     const auto reject = [&]<class Exception>(std::type_identity<Exception>, const auto&... parts) {
-      detail::fail<Exception>(module, "::", hook, ": ", argument, " ", parts...);
+      detail::fail<Exception>(hook, ": ", argument, " ", parts...);
     };
     constexpr std::type_identity<ShapeError> shape;
     constexpr std::type_identity<PositionError> position;
@@ -135,21 +134,21 @@ class TokenLocations {
   }
 
   /// Throws PositionError unless all positions are integers.
-  void require_integers(std::string_view module, std::string_view hook, std::string_view argument) const {
+  void require_integers(const detail::Hook& hook, std::string_view argument) const {
     for (std::size_t i = 0; i < positions_.reals_.size(); ++i) {
       const double value = positions_.reals_[i];
       if (value != std::floor(value) || std::abs(value) >= 0x1p62)
-        detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", given(i), " is ", value,
+        detail::fail<PositionError>(hook, ": ", argument, " at index ", given(i), " is ", value,
                                     "; integers strictly between -2^62 and 2^62 are needed");
     }
   }
 
   /// Throws PositionError unless all positions are integers in [0, end), the rows of a table. A range is checked by
   /// its ends.
-  void require_ids(std::string_view module, std::string_view hook, std::string_view argument, Index end) const {
+  void require_ids(const detail::Hook& hook, std::string_view argument, Index end) const {
     const auto reject = [&](auto i, auto value) {
-      detail::fail<PositionError>(module, "::", hook, ": ", argument, " at index ", given(i), " is ", value,
-                                  "; integers in [0, ", end, ") are needed");
+      detail::fail<PositionError>(hook, ": ", argument, " at index ", given(i), " is ", value, "; integers in [0, ",
+                                  end, ") are needed");
     };
     if (positions_.unlimited_ && count_ > 0) {
       const std::int64_t start = positions_.start_;
@@ -229,15 +228,15 @@ class TokenLocations {
 /// Positions of the queries and of the keys of one attention, checked.
 struct PairLocations {
   /// Throws ShapeError, PositionError.
-  PairLocations(std::string_view module, std::string_view hook, const PairPositions& at, const detail::Leading& leading,
-                Index queries, Index keys)
-      : q(module, hook, at.q_k.given() ? "q_k" : "q", at.q_k.given() ? at.q_k : at.q, leading, queries),
-        k(module, hook, at.q_k.given() ? "q_k" : "k", at.q_k.given() ? at.q_k : at.k, leading, keys) {
+  PairLocations(const detail::Hook& hook, const PairPositions& at, const detail::Leading& leading, Index queries,
+                Index keys)
+      : q(hook, at.q_k.given() ? "q_k" : "q", at.q_k.given() ? at.q_k : at.q, leading, queries),
+        k(hook, at.q_k.given() ? "q_k" : "k", at.q_k.given() ? at.q_k : at.k, leading, keys) {
     if (at.q_k.given() && (at.q.given() || at.k.given()))
-      detail::fail<PositionError>(module, "::", hook, ": positions q_k and ", at.q.given() ? "q" : "k",
+      detail::fail<PositionError>(hook, ": positions q_k and ", at.q.given() ? "q" : "k",
                                   " are both given; give q_k alone, or q and k");
     if (at.q_k.given() && queries != keys)
-      detail::fail<ShapeError>(module, "::", hook, ": positions q_k need L1 = L2; L1 = ", queries, ", L2 = ", keys,
+      detail::fail<ShapeError>(hook, ": positions q_k need L1 = L2; L1 = ", queries, ", L2 = ", keys,
                                "; give q and k instead");
   }
 
@@ -245,9 +244,9 @@ struct PairLocations {
   PairLocations(TokenLocations of_queries, TokenLocations of_keys) : q(std::move(of_queries)), k(std::move(of_keys)) {}
 
   /// Throws PositionError unless all positions, which are those of `at`, are integers.
-  void require_integers(std::string_view module, std::string_view hook, const PairPositions& at) const {
-    q.require_integers(module, hook, at.q_k.given() ? "q_k" : "q");
-    k.require_integers(module, hook, at.q_k.given() ? "q_k" : "k");
+  void require_integers(const detail::Hook& hook, const PairPositions& at) const {
+    q.require_integers(hook, at.q_k.given() ? "q_k" : "q");
+    k.require_integers(hook, at.q_k.given() ? "q_k" : "k");
   }
 
   TokenLocations q,  ///< of the queries

@@ -191,8 +191,8 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     Tokens(std::string_view hook, std::string_view argument, const detail::TensorView<S, 2>& x,
            const TokenPositions& at, const Derived& module)
         : view(x),
-          flags(Derived::name, hook, at.mask, x.leading, x.shape[0]),
-          locations(Derived::name, hook, "pos", at.pos, x.leading, x.shape[0], &flags) {
+          flags({Derived::name, hook}, at.mask, x.leading, x.shape[0]),
+          locations({Derived::name, hook}, "pos", at.pos, x.leading, x.shape[0], &flags) {
       if (x.shape[1] != module.dim())
         detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has ", x.shape[1],
                                  " features; dim = ", module.dim());

@@ -171,8 +171,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// q and k, checked; only one of them if they are the same tensor.
   template <class Q, class K, class V>
   [[nodiscard]] std::vector<Side> sides(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
-    const detail::AttentionShape shape = detail::attention_shape(name, hook, q, k, v);
-    PairLocations locations(name, hook, at, shape.leading, shape.queries, shape.keys);
+    const detail::AttentionShape shape = detail::attention_shape({name, hook}, q, k, v);
+    PairLocations locations({name, hook}, at, shape.leading, shape.queries, shape.keys);
     const detail::TensorView<Scalar, 3> query = detail::view<3>(q), key = detail::view<3>(k);
     if (query.shape[2] != options_.head_dim)
       detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
@@ -192,7 +192,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   template <class GQ, class GK, class GV, class Q, class K, class V>
   [[nodiscard]] std::vector<Side> backward_sides(GQ& grad_q, GK& grad_k, const GV& grad_v, const Q& q, const K& k,
                                                  const V& v, const PairPositions& at, const Gradients& grads) const {
-    detail::check_gradient_shapes(name, "mod_qkv_backward", grad_q, grad_k, grad_v, q, k, v);
+    detail::check_gradient_shapes({name, "mod_qkv_backward"}, grad_q, grad_k, grad_v, q, k, v);
     std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
     this->check_gradients("mod_qkv_backward", grads);
     return result;
