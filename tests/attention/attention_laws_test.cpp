@@ -273,11 +273,12 @@ TEST_CASE("q, k, v, out and log_sum_exp are read only", "[attention]") {
     const auto subject = make_subject<S>(scheme, s.NH, s.H);
     const auto in = Tensors<S>::numbers(s);
     const Tensors<S> before = in;
-    const auto attended = subject->attend(in, {.causal = true});
+    const AttentionOptions options{.causal = true, .at = {.q = Positions::range(2)}};
+    const auto attended = subject->attend(in, options);
     CHECK(in == before);
     const Attended<S> attended_before = attended;
     const std::vector<S> grad_out = numbers<S>(s.out(), 9), grad_before = grad_out;
-    (void)subject->backward(in, attended, grad_out, {.causal = true}, subject->gradients_of(0));
+    (void)subject->backward(in, attended, grad_out, options, subject->gradients_of(0));
     CHECK(in == before);
     CHECK(differing(attended, attended_before) == "");
     CHECK(grad_out == grad_before);
@@ -381,13 +382,14 @@ TEST_CASE("no batch entry, no query, no key", "[attention]") {
         INFO(name_of(scheme) << ", B " << s.B << ", L1 " << s.L1 << ", L2 " << s.L2);
         const auto subject = make_subject<S>(scheme, s.NH, s.H);
         const auto in = Tensors<S>::numbers(s);
-        const auto attended = subject->attend(in, {.causal = causal});
+        const AttentionOptions options{.causal = causal, .at = {.q = Positions::range()}};
+        const auto attended = subject->attend(in, options);
         CHECK(attended.out == std::vector<S>(static_cast<std::size_t>(s.out())));
         CHECK(attended.log_sum_exp ==
               std::vector<S>(static_cast<std::size_t>(s.sums()), -std::numeric_limits<S>::infinity()));
         for (const Attended<S>& forward : {attended, Attended<S>{attended.out, {}}}) {
           const auto grads =
-              subject->backward(in, forward, numbers<S>(s.out(), 9), {.causal = causal}, subject->gradients_of(0.5));
+              subject->backward(in, forward, numbers<S>(s.out(), 9), options, subject->gradients_of(0.5));
           CHECK(grads.q == std::vector<S>(in.q.size()));
           CHECK(grads.k == std::vector<S>(in.k.size()));
           CHECK(grads.v == std::vector<S>(in.v.size()));
@@ -446,18 +448,18 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   CHECK(forward({out.data(), 2, 5, 2, 3}, nullptr) == "posbias::attention: out has shape (2, 5, 2, 3)" + need_out);
   CHECK(forward({out.data(), 2, 4, 4, 3}, nullptr) == "posbias::attention: out has shape (2, 4, 4, 3)" + need_out);
   CHECK(forward({out.data(), 1, 5, 4, 3}, &sums_map) == "posbias::attention: out has shape (1, 5, 4, 3)" + need_out);
-  const std::string shared = " shares memory with another argument; it is written to";
-  CHECK(forward({q.data() + 1, 2, 5, 4, 3}, nullptr) == "posbias::attention: out" + shared);
+  const auto shared = [](const std::string& name) { return " shares memory with " + name + "; it is written to"; };
+  CHECK(forward({q.data() + 1, 2, 5, 4, 3}, nullptr) == "posbias::attention: out" + shared("q"));
   const ConstMap<double, 1> in_out_mask(out.data() + 7, 7);
   CHECK(forward_of(*identity, out_map, q_map, k_map, v_map, {.mask = in_out_mask}, nullptr) ==
-        "posbias::attention: out" + shared);
+        "posbias::attention: out" + shared("mask"));
   CHECK(forward_of(*identity, {out.data(), 2, 7, 2, 3}, {q.data(), 2, 7, 2, 4}, k_map, {out.data() + 83, 2, 7, 2, 3},
-                   {}, nullptr) == "posbias::attention: out" + shared);
+                   {}, nullptr) == "posbias::attention: out" + shared("v"));
   Map<double, 3> transposed(sums.data(), 2, 5, 4), in_out(out.data() + 119, 2, 4, 5), in_v(v.data(), 2, 4, 5);
   CHECK(forward(out_map, &transposed) ==
         "posbias::attention: log_sum_exp has shape (2, 5, 4); q of shape (2, 5, 4, 4) needs (B, *, NH, L1)");
-  CHECK(forward(out_map, &in_out) == "posbias::attention: log_sum_exp" + shared);
-  CHECK(forward(out_map, &in_v) == "posbias::attention: log_sum_exp" + shared);
+  CHECK(forward(out_map, &in_out) == "posbias::attention: log_sum_exp" + shared("out"));
+  CHECK(forward(out_map, &in_v) == "posbias::attention: log_sum_exp" + shared("v"));
   CHECK(forward_of(*identity, out_map, q_map, {k.data(), 2, 7, 3, 2}, v_map, {}, nullptr) ==
         "posbias::attention: k has shape (2, 7, 3, 2); q has (2, 5, 4, 4) and needs (B, *, L2, NH, H) with the same B, "
         "*, NH (or a divisor of it) and H");
@@ -513,16 +515,21 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
           "posbias::attention: positions q_k need L1 = L2; L1 = 5, L2 = 7; give q and k instead");
     CHECK(both(position, *subject, {.causal = true, .at = {.q_k = Positions::range(), .k = Positions::range()}}) ==
           "posbias::attention: positions q_k and k are both given; give q_k alone, or q and k");
+    CHECK(both(position, *subject, {.causal = true}) ==
+          "posbias::attention: causal needs positions, since L1 = 5 is not L2 = 7; .at = {.q = Positions::range(past)} "
+          "says that past keys come before the first query");
   }
   CHECK(both(position, *make_subject<double>(Scheme::t5, 4, 4), {.at = {.q = halves}}) ==
-        "RelativePositionBias::prepare: q at index 0 is 0.5; integers strictly between -2^62 and 2^62 are needed");
-  CHECK(both(shape, *make_subject<double>(Scheme::alibi, 3, 4), {}) == "ALiBi::prepare: q has 4 heads; n_heads = 3");
+        "posbias::attention: RelativePositionBias: q at index 0 is 0.5; integers strictly between -2^62 and 2^62 are "
+        "needed");
+  CHECK(both(shape, *make_subject<double>(Scheme::alibi, 3, 4), {}) ==
+        "posbias::attention: ALiBi: q has 4 heads; n_heads = 3");
   CHECK(both(shape, *make_subject<double>(Scheme::rotary, 4, 6), {}) ==
-        "Rotary::mod_qkv: q has 4 features per head; head_dim = 6");
+        "posbias::attention: Rotary: q has 4 features per head; head_dim = 6");
   CHECK(both(shape, *make_subject<double>(Scheme::rotary_alibi, 3, 4), {}) ==
-        "ALiBi::prepare: q has 4 heads; n_heads = 3");
+        "posbias::attention: ALiBi: q has 4 heads; n_heads = 3");
   CHECK(both(shape, *make_subject<double>(Scheme::xl, 4, 6), {}) ==
-        "TransformerXL::mod_qkv: q has 4 features per head; dim / n_heads = 6");
+        "posbias::attention: TransformerXL: q has 4 features per head; dim / n_heads = 6");
 
   // Backward's own.
   const auto backward = [&](Map<double> to_q, Map<double> to_k, Map<double> to_v, ConstMap<double> of_out,
@@ -547,18 +554,20 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   CHECK(backward(grad_q_map, grad_k_map, {grad_v.data(), 1, 7, 2, 3}, grad_out_map, read_out, nullptr) ==
         name + "grad_v has shape (1, 7, 2, 3); v has (2, 7, 2, 3)");
   CHECK(backward(grad_q_map, {grad_q.data(), 2, 7, 2, 4}, grad_v_map, grad_out_map, read_out, nullptr) ==
-        name + "grad_q" + shared);
+        name + "grad_q" + shared("grad_k"));
   CHECK(backward({q.data(), 2, 5, 4, 4}, grad_k_map, grad_v_map, grad_out_map, read_out, nullptr) ==
-        name + "grad_q" + shared);
+        name + "grad_q" + shared("q"));
   CHECK(backward(grad_q_map, {out.data() + 8, 2, 7, 2, 4}, grad_v_map, grad_out_map, read_out, nullptr) ==
-        name + "grad_k" + shared);
+        name + "grad_k" + shared("out"));
   CHECK(backward(grad_q_map, grad_k_map, {grad_out.data(), 2, 7, 2, 3}, grad_out_map, read_out, nullptr) ==
-        name + "grad_v" + shared);
+        name + "grad_v" + shared("grad_out"));
   const Map<double, 3> in_grad_q(grad_q.data() + 9, 2, 4, 5), in_grad_v(grad_v.data() + 9, 2, 4, 5);
   CHECK(backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, &transposed) ==
         name + "log_sum_exp has shape (2, 5, 4); q of shape (2, 5, 4, 4) needs (B, *, NH, L1)");
-  CHECK(backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, &in_grad_q) == name + "grad_q" + shared);
-  CHECK(backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, &in_grad_v) == name + "grad_v" + shared);
+  CHECK(backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, &in_grad_q) ==
+        name + "grad_q" + shared("log_sum_exp"));
+  CHECK(backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, &in_grad_v) ==
+        name + "grad_v" + shared("log_sum_exp"));
 
   const Rotation module({.head_dim = 4, .learned_div = true}), other({.head_dim = 4});
   Eigen::Tensor<double, 3> grad_a(5, 4, 4);
@@ -574,7 +583,7 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   auto grads = other.zero_gradients();
   CHECK(message_of<ShapeError>([&] {
           attention_backward(grad_a, grad_b, grad_c, of_attended, attended, a, b, c, module, {}, grads, log_sum_exp);
-        }) == "Rotary::attention_backward: grads lacks an entry div; use the module's zero_gradients()");
+        }) == "posbias::attention_backward: Rotary: grads lacks an entry div; use the module's zero_gradients()");
   CHECK(std::equal(a.data(), a.data() + a.size(), grad_a.data()));
   CHECK(std::equal(b.data(), b.data() + b.size(), grad_b.data()));
   CHECK(std::equal(c.data(), c.data() + c.size(), grad_c.data()));

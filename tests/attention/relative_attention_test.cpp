@@ -680,7 +680,7 @@ TEST_CASE("RelativeAttention: what a call is given must fit, in each form") {
 }
 
 TEST_CASE("RelativeAttention: what is written to must be apart from what is read") {
-  const std::string shared = " shares memory with another argument; it is written to";
+  const auto shared = [](const std::string& name) { return " shares memory with " + name + "; it is written to"; };
   const std::string forward = "RelativeAttention::forward: ", backward = "RelativeAttention::backward: ";
   const Layer layer(fitting);
   std::vector<double> memory(1000, 0.5);
@@ -699,7 +699,7 @@ TEST_CASE("RelativeAttention: what is written to must be apart from what is read
   const RowsMap pooled(memory.data(), 2, 5, 8);
   const PairsMap logits(memory.data() + 79, 2, 5, 7, 3);
   CHECK(message([&] { layer.forward(pooled, logits, tensors.queries, tensors.keys, tensors.values); }) ==
-        forward + "pooled" + shared);
+        forward + "pooled" + shared("logits"));
   const auto into = [&](const RowsMap& to_pooled, const PairsMap& to_logits, const RowsMap& queries,
                         const RowsMap& keys, const RowsMap& values) {
     return message([&] { layer.forward(to_pooled, to_logits, queries, keys, values); });
@@ -707,20 +707,21 @@ TEST_CASE("RelativeAttention: what is written to must be apart from what is read
   const auto rows = [&](Index at, Index L, Index size) { return RowsMap(memory.data() + at, 2, L, size); };
   const auto pairs = [&](Index at) { return PairsMap(memory.data() + at, 2, 5, 7, 3); };
   CHECK(into(rows(0, 5, 8), pairs(100), rows(79, 5, 10), rows(400, 7, 6), rows(500, 7, 4)) ==
-        forward + "pooled" + shared);
+        forward + "pooled" + shared("queries"));
   CHECK(into(rows(0, 5, 8), pairs(100), rows(600, 5, 10), rows(79, 7, 6), rows(500, 7, 4)) ==
-        forward + "pooled" + shared);
+        forward + "pooled" + shared("keys"));
   CHECK(into(rows(0, 5, 8), pairs(100), rows(600, 5, 10), rows(400, 7, 6), rows(79, 7, 4)) ==
-        forward + "pooled" + shared);
+        forward + "pooled" + shared("values"));
   CHECK(into(rows(0, 5, 8), pairs(100), rows(309, 5, 10), rows(500, 7, 6), rows(600, 7, 4)) ==
-        forward + "logits" + shared);
+        forward + "logits" + shared("queries"));
   const Eigen::TensorMap<const Pairs> base(memory.data() + 79, 2, 5, 7, 3);
   CHECK(message([&] {
           layer.forward(rows(0, 5, 8), pairs(400), tensors.queries, tensors.keys, tensors.values, {.base_attn = base});
-        }) == forward + "pooled" + shared);
+        }) == forward + "pooled" + shared("base_attn"));
   CHECK(message([&] { layer.forward(pairs(0), tensors.queries, tensors.keys, {.base_attn = base}); }) ==
-        forward + "logits" + shared);
-  CHECK(message([&] { layer.forward(pairs(0), rows(209, 5, 10), tensors.keys); }) == forward + "logits" + shared);
+        forward + "logits" + shared("base_attn"));
+  CHECK(message([&] { layer.forward(pairs(0), rows(209, 5, 10), tensors.keys); }) ==
+        forward + "logits" + shared("queries"));
 
   // Gradients, of whatever they might be on top of.
   const auto backward_into = [&](const RowsMap& to_queries, const RowsMap& to_keys, const RowsMap& to_values,
@@ -734,27 +735,27 @@ TEST_CASE("RelativeAttention: what is written to must be apart from what is read
                 grad_pooled = rows(240, 5, 8), queries = rows(320, 5, 10);
   const PairsMap of_logits = pairs(420);
   CHECK(backward_into(queries, to_keys, to_values, grad_pooled, of_logits, queries) ==
-        backward + "grad_queries" + shared);
+        backward + "grad_queries" + shared("queries"));
   CHECK(backward_into(to_queries, rows(260, 7, 6), to_values, grad_pooled, of_logits, queries) ==
-        backward + "grad_keys" + shared);
+        backward + "grad_keys" + shared("grad_pooled"));
   CHECK(backward_into(to_queries, to_keys, rows(420, 7, 4), grad_pooled, of_logits, queries) ==
-        backward + "grad_values" + shared);
+        backward + "grad_values" + shared("logits"));
   CHECK(message([&] {
           layer.backward(to_queries, to_keys, to_values, grad_pooled, pairs(419), of_logits, queries, tensors.keys,
                          tensors.values, {}, grads);
-        }) == backward + "grad_logits" + shared);
+        }) == backward + "grad_logits" + shared("logits"));
   const auto beside = [&](const RowsMap& to_q, const RowsMap& to_k, const RowsMap& to_v, const PairsMap& grad_logits) {
     return message([&] {
       layer.backward(to_q, to_k, to_v, grad_pooled, grad_logits, of_logits, queries, tensors.keys, tensors.values, {},
                      grads);
     });
   };
-  CHECK(beside(to_queries, to_keys, rows(701, 7, 4), pairs(700)) == backward + "grad_values" + shared);
-  CHECK(beside(rows(40, 5, 10), to_keys, to_values, pairs(700)) == backward + "grad_queries" + shared);
+  CHECK(beside(to_queries, to_keys, rows(701, 7, 4), pairs(700)) == backward + "grad_values" + shared("grad_logits"));
+  CHECK(beside(rows(40, 5, 10), to_keys, to_values, pairs(700)) == backward + "grad_queries" + shared("grad_keys"));
   CHECK(message([&] {
           const Eigen::TensorMap<const Pairs> read(memory.data() + 700, 2, 5, 7, 3);
           layer.backward(to_queries, rows(750, 7, 6), read, queries, tensors.keys, {}, grads);
-        }) == backward + "grad_keys" + shared);
+        }) == backward + "grad_keys" + shared("grad_logits"));
 }
 
 // ---- Little or nothing to attend to

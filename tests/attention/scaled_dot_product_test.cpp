@@ -247,6 +247,7 @@ class Lottery {
     const Index kinds = integers_only(scheme) ? 11 : 14;
     switch (below(kinds)) {
       case 0:
+        if (L1 != L2) return {"queries from 0", Where::range(0), {}};
         return {"default"};
       case 1:
         return {"the last queries of the keys", Where::range(L2 - L1), {}};

@@ -264,6 +264,25 @@ TEST_CASE("ALiBi names what is wrong and writes nothing") {
         }) == "ALiBi::mod_mask: positions q_k and k are both given; give q_k alone, or q and k");
   CHECK(message_of<PositionError>([&] { module.mod_mask_backward(mask, {.q = reals}, grads); }) ==
         "ALiBi::mod_mask_backward: q at index 2 is nan; positions must be finite");
+  // Who was called, or who says that it was.
+  const Heads four(2, 5, 4, 8);
+  CHECK(message_of<PositionError>([&] { (void)module.make_mask(q, k, k, {.q = reals}); }) ==
+        "ALiBi::make_mask: q at index 2 is nan; positions must be finite");
+  CHECK(message_of<ShapeError>([&] { (void)module.make_mask(four, four, four); }) ==
+        "ALiBi::make_mask: mask has 4 heads; n_heads = 3");
+  CHECK(message_of<PositionError>([&] { (void)module.make_mask(q, k, k, {.q = reals}, mask); }) ==
+        "ALiBi::make_mask: q at index 2 is nan; positions must be finite");
+  CHECK(message_of<PositionError>([&] { module.set_mask(mask, q, k, k, {.q = reals}); }) ==
+        "ALiBi::set_mask: q at index 2 is nan; positions must be finite");
+  CHECK(message_of<ShapeError>([&] { (void)module.prepare(four, four); }) ==
+        "ALiBi::prepare: q has 4 heads; n_heads = 3");
+  CHECK(message_of<ShapeError>([&] {
+          (void)module.prepare(four, four, {.caller = {"attend", "my::layer"}});
+        }) == "my::layer::attend: ALiBi: q has 4 heads; n_heads = 3");
+  CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.q = reals, .caller = "bias_of"}); }) ==
+        "ALiBi::bias_of: q at index 2 is nan; positions must be finite");
+  CHECK(message_of<ShapeError>([&] { (void)module.get_bias(-1, 4); }) ==
+        "ALiBi::get_bias: L1 = -1, L2 = 4; lengths must not be negative");
   reals.setConstant(1.5e308);
   CHECK(message_of<PositionError>([&] { module.mod_mask(mask, {.q = reals}); }) ==
         "ALiBi::mod_mask: q at index 0 is 1.5e+308; reals must lie within ±2^1022");

@@ -633,6 +633,8 @@ TEST_CASE("Compose makes masks", "[compose]") {
   const Row<bool, 4> larger(2, 3, 6, 6);
   CHECK_THAT(message_of<ShapeError>([&] { (void)compose.make_mask(a.q, a.k, a.v, at, larger); }),
              posbias_test::contains("Compose::make_mask: mask has shape (2, 3, 6, 6)"));
+  CHECK(message_of<PositionError>([&] { (void)compose.make_mask(a.q, a.k, a.v, {.q = std::vector<double>{0.5}}); }) ==
+        "RelativePositionBias::make_mask: q at index 0 is 0.5; integers strictly between -2^62 and 2^62 are needed");
 }
 
 TEST_CASE("Compose prepares what its modules add to tiles", "[compose]") {

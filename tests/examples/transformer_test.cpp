@@ -361,7 +361,7 @@ TEST_CASE("experiment: a length that the scheme has no positions for has no resu
   REQUIRE(message_of<posbias::PositionError>([&] { (void)measure(vocab(7)); }) ==
           "LearnedVocab::mod_x: pos at index 7 is 7; integers in [0, 7) are needed");
   REQUIRE(message_of<posbias::ShapeError>([&] { (void)measure(posbias::ALiBi<float>({.n_heads = 3})); }) ==
-          "ALiBi::prepare: q has 2 heads; n_heads = 3");
+          "posbias::attention: ALiBi: q has 2 heads; n_heads = 3");
 }
 
 TEST_CASE("report: a length without a result is a dash in the table and an empty field in the CSV", "[report]") {

@@ -130,8 +130,8 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     const Views views = checked(hook, call, rows(queries), rows(keys), rows(values));
     check_shape(hook, "pooled", rows(pooled), pooled_shape(views));
     check_shape(hook, "logits", pairs(logits), logits_shape(views));
-    check_writable(hook, "pooled", pooled, call, logits, queries, keys, values);
-    check_writable(hook, "logits", logits, call, queries, keys, values);
+    check_writable(hook, "pooled", pooled, call, "logits", logits, "queries", queries, "keys", keys, "values", values);
+    check_writable(hook, "logits", logits, call, "queries", queries, "keys", keys, "values", values);
     compute(views, rows(pooled), pairs(logits));
   }
   /// The same without values: logits only, which are written.
@@ -140,7 +140,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     constexpr std::string_view hook = "forward";
     const Views views = checked(hook, call, rows(queries), rows(keys));
     check_shape(hook, "logits", pairs(logits), logits_shape(views));
-    check_writable(hook, "logits", logits, call, queries, keys);
+    check_writable(hook, "logits", logits, call, "queries", queries, "keys", keys);
     compute(views, {}, pairs(logits));
   }
 
@@ -235,8 +235,9 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   template <class Written, class... Others>
   static void check_writable(std::string_view hook, std::string_view argument, const Written& written, const Call& call,
                              const Others&... others) {
-    detail::check_apart({name, hook}, argument, written, call.mask, call.relative_positions, call.no_position_mask,
-                        call.base_attn, others...);
+    detail::check_apart({name, hook}, argument, written, "mask", call.mask, "relative_positions",
+                        call.relative_positions, "no_position_mask", call.no_position_mask, "base_attn", call.base_attn,
+                        others...);
   }
 
   [[nodiscard]] Views checked(std::string_view hook, const Call& call, const Tokens& queries, const Tokens& keys,
@@ -270,31 +271,32 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     check("grad_logits", gradients.grad_logits, logits_shape(views));
     check("logits", gradients.logits, logits_shape(views));
     const auto check_apart_from_inputs = [&](std::string_view argument, const auto& written) {
-      const auto apart_from = [&](const auto& other) {
-        if (other) check_writable(hook, argument, written, call, *other);
+      const auto apart_from = [&](std::string_view of_other, const auto& other) {
+        if (other) check_writable(hook, argument, written, call, of_other, *other);
       };
-      check_writable(hook, argument, written, call, views.queries, views.keys);
-      apart_from(views.values);
-      apart_from(gradients.grad_pooled);
-      apart_from(gradients.logits);
+      check_writable(hook, argument, written, call, "queries", views.queries, "keys", views.keys);
+      apart_from("values", views.values);
+      apart_from("grad_pooled", gradients.grad_pooled);
+      apart_from("logits", gradients.logits);
     };
     const auto check_gradient_apart = [&](std::string_view argument, const auto& written) {
       check_apart_from_inputs(argument, written);
-      if (gradients.grad_logits) check_writable(hook, argument, written, call, *gradients.grad_logits);
+      if (gradients.grad_logits) check_writable(hook, argument, written, call, "grad_logits", *gradients.grad_logits);
     };
     check_gradient_apart("grad_queries", gradients.queries);
     check_gradient_apart("grad_keys", gradients.keys);
     if (gradients.values) check_gradient_apart("grad_values", *gradients.values);
     if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
-    const auto check_one_or_apart = [&](std::string_view argument, const auto& written, const auto& other) {
+    const auto check_one_or_apart = [&](std::string_view argument, const auto& written, std::string_view of_other,
+                                        const auto& other) {
       const auto one = written.memory(), another = other.memory();
       const bool same = one.data() == another.data() && one.size() == another.size();
-      if (!same) detail::check_apart({name, hook}, argument, written, other);
+      if (!same) detail::check_apart({name, hook}, argument, written, of_other, other);
     };
-    check_one_or_apart("grad_queries", gradients.queries, gradients.keys);
+    check_one_or_apart("grad_queries", gradients.queries, "grad_keys", gradients.keys);
     if (gradients.values) {
-      check_one_or_apart("grad_queries", gradients.queries, *gradients.values);
-      check_one_or_apart("grad_keys", gradients.keys, *gradients.values);
+      check_one_or_apart("grad_queries", gradients.queries, "grad_values", *gradients.values);
+      check_one_or_apart("grad_keys", gradients.keys, "grad_values", *gradients.values);
     }
     if (any_pair(views)) detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
   }

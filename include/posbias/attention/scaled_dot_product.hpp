@@ -35,7 +35,8 @@ namespace posbias {
 
 /// Options of `attention`; its backward is given the same ones.
 struct AttentionOptions {
-  bool causal = false;  ///< a query sees keys at its position or before; tokens without one see all, seen by all
+  bool causal = false;  ///< a query sees keys at its position or before; tokens without one see all, seen by all. `at`
+                        ///< must be given where L1 is not L2
   std::optional<double> scale{};  ///< of q·k; default 1 / sqrt(H)
   PairPositions at{};             ///< where queries and keys are, for the module and for `causal`
   /// To add to logits, or true where a query may attend; default none. It is borrowed and must outlive the options, unless
@@ -92,9 +93,13 @@ void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, c
   if (!is_finite(static_cast<double>(scale)))
     fail<OptionError>("posbias::", function, ": scale = ", *options.scale,
                       "; it must be finite, also as the tensors' scalar");
-  PairPositions at = options.at;
+  PairPositions at = called_by({function, "posbias"}, options.at);
   if (!options.executor.serial()) at.executor = options.executor;
   const PairLocations locations({"posbias", function}, at, shape.leading, shape.queries, shape.keys);
+  if (options.causal && shape.queries != shape.keys && !at.q_k.given() && !at.q.given() && !at.k.given())
+    fail<PositionError>("posbias::", function, ": causal needs positions, since L1 = ", shape.queries,
+                        " is not L2 = ", shape.keys,
+                        "; .at = {.q = Positions::range(past)} says that past keys come before the first query");
   const BroadcastMask mask(function, options.mask, shape);
 
   with_modified(module, q, k, v, at, [&](const auto& q_, const auto& k_, const auto& v_) {
@@ -138,7 +143,7 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
             const TensorView<Scalar, 2>& log_sum_exp) {
   constexpr std::string_view function = "attention";
   check_result(function, "out", out, q, v);
-  check_apart({"posbias", function}, "out", out, q, k, v, options.mask);
+  check_apart({"posbias", function}, "out", out, "q", q, "k", k, "v", v, "mask", options.mask);
   with_tiles(function, q, k, v, module, options, [&](const auto& tiles, const PairPositions& at, const auto&...) {
     attention_forward(tiles, AttentionResults<Scalar>{.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
   });
@@ -165,10 +170,13 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   check_result(function, "out", out, q, v);
   check_result(function, "grad_out", grad_out, q, v);
   check_gradient_shapes({"posbias", function}, grad_q, grad_k, grad_v, q, k, v);
-  check_apart({"posbias", function}, "grad_q", grad_q, grad_k, grad_v, grad_out, out, q, k, v, options.mask);
-  check_apart({"posbias", function}, "grad_k", grad_k, grad_v, grad_out, out, q, k, v, options.mask);
-  check_apart({"posbias", function}, "grad_v", grad_v, grad_out, out, q, k, v, options.mask);
-  if constexpr (DerivesFromModule<M>) module.check_gradients(function, grads);
+  check_apart({"posbias", function}, "grad_q", grad_q, "grad_k", grad_k, "grad_v", grad_v, "grad_out", grad_out, "out",
+              out, "q", q, "k", k, "v", v, "mask", options.mask);
+  check_apart({"posbias", function}, "grad_k", grad_k, "grad_v", grad_v, "grad_out", grad_out, "out", out, "q", q, "k",
+              k, "v", v, "mask", options.mask);
+  check_apart({"posbias", function}, "grad_v", grad_v, "grad_out", grad_out, "out", out, "q", q, "k", k, "v", v, "mask",
+              options.mask);
+  if constexpr (DerivesFromModule<M>) module.check_gradients({function, "posbias"}, grads);
 
   const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
     std::vector<Scalar> found;
@@ -220,7 +228,8 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
                Sums&& log_sum_exp) {
   detail::check_log_sum_exp("attention", log_sum_exp, q);
-  detail::check_apart({"posbias", "attention"}, "log_sum_exp", log_sum_exp, out, q, k, v, options.mask);
+  detail::check_apart({"posbias", "attention"}, "log_sum_exp", log_sum_exp, "out", out, "q", q, "k", k, "v", v, "mask",
+                      options.mask);
   detail::attend(out, q, k, v, module, options,
                  detail::TensorView<detail::ScalarOf<Q>, 2>(detail::view<2>(log_sum_exp)));
 }
@@ -250,9 +259,9 @@ void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_ou
                         typename M::Gradients& grads, const Sums& log_sum_exp) {
   constexpr std::string_view function = "attention_backward";
   detail::check_log_sum_exp(function, log_sum_exp, q);
-  detail::check_apart({"posbias", function}, "grad_q", grad_q, log_sum_exp);
-  detail::check_apart({"posbias", function}, "grad_k", grad_k, log_sum_exp);
-  detail::check_apart({"posbias", function}, "grad_v", grad_v, log_sum_exp);
+  detail::check_apart({"posbias", function}, "grad_q", grad_q, "log_sum_exp", log_sum_exp);
+  detail::check_apart({"posbias", function}, "grad_k", grad_k, "log_sum_exp", log_sum_exp);
+  detail::check_apart({"posbias", function}, "grad_v", grad_v, "log_sum_exp", log_sum_exp);
   const detail::TensorView<const detail::ScalarOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
   detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, sums);
 }

@@ -82,7 +82,9 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   }
 
   /// The bias (NH, i, j) of the last i of j tokens as queries, as in x-transformers and zeta.
-  [[nodiscard]] auto get_bias(Index i, Index j) const { return this->bias(i, j, {.q = Positions::range(j - i)}); }
+  [[nodiscard]] auto get_bias(Index i, Index j) const {
+    return this->bias(i, j, {.q = Positions::range(j - i), .caller = "get_bias"});
+  }
   /// The same.
   [[nodiscard]] auto operator()(Index i, Index j) const { return get_bias(i, j); }
 

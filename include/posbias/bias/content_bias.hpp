@@ -34,7 +34,8 @@ class ContentBias : public Module<Derived, Parameters> {
   /// position get none. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const auto prepared = derived().prepared(q, k, checked("mod_mask", "mask", mask, q, k, v, at), at.executor);
+    const auto prepared =
+        derived().prepared(q, k, checked(hook_of("mod_mask", at), "mask", mask, q, k, v, at), at.executor);
     detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
   }
 
@@ -55,8 +56,8 @@ class ContentBias : public Module<Derived, Parameters> {
   /// tasks, and owns all else. Throws ShapeError, PositionError.
   template <TensorOf<Scalar, 3> Q, HeadsTensor K>
   [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    const detail::AttentionShape shape = check_queries("prepare", q, k, k);
-    return derived().prepared(q, k, locations("prepare", shape, at), at.executor);
+    const detail::AttentionShape shape = check_queries(hook_of("prepare", at), q, k, k);
+    return derived().prepared(q, k, locations(hook_of("prepare", at), shape, at), at.executor);
   }
   template <HeadsTensor Q, HeadsTensor K>
   void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
@@ -68,7 +69,7 @@ class ContentBias : public Module<Derived, Parameters> {
   /// Throws what `mod_mask` would, and writes nothing.
   template <class M, class Q, class K, class V>
   void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    (void)checked("mod_mask", "mask", mask, q, k, v, at);
+    (void)checked(hook_of("mod_mask", at), "mask", mask, q, k, v, at);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
   template <class M, class GQ, class GK, class GV, class Q, class K, class V>
@@ -80,33 +81,34 @@ class ContentBias : public Module<Derived, Parameters> {
  protected:
   using Base::Base;
   using Base::derived;
+  using Base::hook_of;
 
   /// Throws ShapeError unless q, k and v are an attention of the module's heads and features.
   template <class Q, class K, class V>
-  detail::AttentionShape check_queries(std::string_view hook, const Q& q, const K& k, const V& v) const {
-    const detail::AttentionShape shape = detail::attention_shape({Derived::name, hook}, q, k, v);
-    detail::check_heads({Derived::name, hook}, "q", shape.heads, derived().n_heads());
+  detail::AttentionShape check_queries(const detail::Hook& hook, const Q& q, const K& k, const V& v) const {
+    const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
+    detail::check_heads(hook, "q", shape.heads, derived().n_heads());
     const Index features = detail::view<3>(q).shape[2];
     if (features != derived().head_dim())
-      detail::fail<ShapeError>(Derived::name, "::", hook, ": q has ", features, " features per head; ",
-                               Derived::head_dim_option, " = ", derived().head_dim());
+      detail::fail<ShapeError>(hook, ": q has ", features, " features per head; ", Derived::head_dim_option, " = ",
+                               derived().head_dim());
     return shape;
   }
 
  private:
-  [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::AttentionShape& shape,
+  [[nodiscard]] static PairLocations locations(const detail::Hook& hook, const detail::AttentionShape& shape,
                                                const PairPositions& at) {
-    PairLocations result({Derived::name, hook}, at, shape.leading, shape.queries, shape.keys);
-    if constexpr (Derived::integers_only) result.require_integers({Derived::name, hook}, at);
+    PairLocations result(hook, at, shape.leading, shape.queries, shape.keys);
+    if constexpr (Derived::integers_only) result.require_integers(hook, at);
     return result;
   }
 
   template <class M, class Q, class K, class V>
-  [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument, const M& mask, const Q& q,
+  [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument, const M& mask, const Q& q,
                                       const K& k, const V& v, const PairPositions& at) const {
     const detail::AttentionShape shape = check_queries(hook, q, k, v);
-    detail::check_mask_fits({Derived::name, hook}, argument, mask, q, k, v);
-    detail::check_apart({Derived::name, hook}, argument, mask, q, k, v);
+    detail::check_mask_fits(hook, argument, mask, q, k, v);
+    detail::check_apart(hook, argument, mask, "q", q, "k", k, "v", v);
     return locations(hook, shape, at);
   }
 
@@ -114,12 +116,13 @@ class ContentBias : public Module<Derived, Parameters> {
   [[nodiscard]] PairLocations checked_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v,
                                                const Q& q, const K& k, const V& v, const PairPositions& at,
                                                const Gradients& grads) const {
-    constexpr std::string_view hook = "mod_mask_backward";
+    const detail::Hook hook = hook_of("mod_mask_backward", at);
     PairLocations result = checked(hook, "grad_mask", grad_mask, q, k, v, at);
-    detail::check_gradient_shapes({Derived::name, hook}, grad_q, grad_k, grad_v, q, k, v);
-    this->check_gradients(hook, grads);
-    detail::check_apart({Derived::name, hook}, "grad_q", grad_q, grad_mask, q, k);
-    if constexpr (Derived::looks_at_keys) detail::check_apart({Derived::name, hook}, "grad_k", grad_k, grad_mask, q, k);
+    detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, q, k, v);
+    this->check_gradients("mod_mask_backward", grads);
+    detail::check_apart(hook, "grad_q", grad_q, "grad_mask", grad_mask, "q", q, "k", k);
+    if constexpr (Derived::looks_at_keys)
+      detail::check_apart(hook, "grad_k", grad_k, "grad_mask", grad_mask, "q", q, "k", k);
     return result;
   }
 };

@@ -44,21 +44,21 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
-    modify("mod_mask", detail::view<3>(mask), at);
+    modify(hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits({Derived::name, "mod_mask"}, "mask", mask, q, k, v);
-    modify("mod_mask", detail::view<3>(mask), at);
+    detail::check_mask_fits(hook_of("mod_mask", at), "mask", mask, q, k, v);
+    modify(hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits({Derived::name, "mod_mask"}, "mask", mask, q, k, v);
-    modify<Onto::zeros>("mod_mask", detail::view<3>(mask), at);
+    detail::check_mask_fits(hook_of("set_mask", at), "mask", mask, q, k, v);
+    modify<Onto::zeros>(hook_of("set_mask", at), detail::view<3>(mask), at);
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
@@ -73,16 +73,16 @@ class RelativeBias : public Module<Derived, Parameters> {
             HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    detail::check_mask_fits({Derived::name, "mod_mask_backward"}, "grad_mask", grad_mask, q, k, v);
+    detail::check_mask_fits(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, q, k, v);
     backward(detail::view<3>(grad_mask), at, grads);
   }
 
   /// The bias alone: (NH, L1, L2), positions shared by a batch; `bias<Eigen::ColMajor>` in Eigen's default layout.
   template <int Layout = Eigen::RowMajor>
   [[nodiscard]] Eigen::Tensor<Scalar, 3, Layout> bias(Index queries, Index keys, const PairPositions& at = {}) const {
-    check_lengths("bias", queries, keys);
+    check_lengths(hook_of("bias", at), queries, keys);
     Eigen::Tensor<Scalar, 3, Layout> result(derived().n_heads(), queries, keys);
-    modify<Onto::zeros>("bias", detail::view<3>(result), at);
+    modify<Onto::zeros>(hook_of("bias", at), detail::view<3>(result), at);
     return result;
   }
 
@@ -90,7 +90,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// either layout, as `bias`.
   template <int Layout = Eigen::RowMajor>
   [[nodiscard]] Eigen::Tensor<Scalar, 2, Layout> diagonals(Index queries, Index keys) const {
-    check_lengths("diagonals", queries, keys);
+    check_lengths({Derived::name, "diagonals"}, queries, keys);
     const Index width = std::max<Index>(queries + keys - 1, 0);
     std::vector<double> relative(static_cast<std::size_t>(width));
     for (std::size_t d = 0; d < relative.size(); ++d)
@@ -107,9 +107,10 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// and owns all else. Throws ShapeError, PositionError.
   template <HeadsTensor Q, HeadsTensor K>
   [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    const detail::AttentionShape shape = detail::attention_shape({Derived::name, "prepare"}, q, k, k);
-    check_heads("prepare", "q", shape.heads);
-    return Prepared(derived(), locations("prepare", shape.leading, shape.queries, shape.keys, at), at.executor);
+    const detail::AttentionShape shape = detail::attention_shape(hook_of("prepare", at), q, k, k);
+    check_heads(hook_of("prepare", at), "q", shape.heads);
+    return Prepared(derived(), locations(hook_of("prepare", at), shape.leading, shape.queries, shape.keys, at),
+                    at.executor);
   }
   template <HeadsTensor Q, HeadsTensor K>
   Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
@@ -117,8 +118,9 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// The same, of `queries` by `keys` logits in each batch entry of shape `leading` (B, *).
   [[nodiscard]] Prepared prepare(std::span<const Index> leading, Index queries, Index keys,
                                  const PairPositions& at = {}) const& {
-    check_lengths("prepare", queries, keys);
-    return Prepared(derived(), locations("prepare", detail::Leading(leading), queries, keys, at), at.executor);
+    check_lengths(hook_of("prepare", at), queries, keys);
+    return Prepared(derived(), locations(hook_of("prepare", at), detail::Leading(leading), queries, keys, at),
+                    at.executor);
   }
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
 
@@ -143,49 +145,50 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// Throws what `mod_mask` would, and writes nothing.
   template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits({Derived::name, "mod_mask"}, "mask", mask, q, k, v);
-    (void)checked("mod_mask", "mask", detail::view<3>(mask), at);
+    detail::check_mask_fits(hook_of("mod_mask", at), "mask", mask, q, k, v);
+    (void)checked(hook_of("mod_mask", at), "mask", detail::view<3>(mask), at);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
   template <TensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
             HeadsTensor V>
   void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                                const PairPositions& at, const Gradients& grads) const {
-    detail::check_mask_fits({Derived::name, "mod_mask_backward"}, "grad_mask", grad_mask, q, k, v);
+    detail::check_mask_fits(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, q, k, v);
     (void)checked_backward(detail::view<3>(grad_mask), at, grads);
   }
 
  protected:
   using Base::Base;
   using Base::derived;
+  using Base::hook_of;
 
  private:
-  void check_heads(std::string_view hook, std::string_view argument, Index heads) const {
-    detail::check_heads({Derived::name, hook}, argument, heads, derived().n_heads());
+  void check_heads(const detail::Hook& hook, std::string_view argument, Index heads) const {
+    detail::check_heads(hook, argument, heads, derived().n_heads());
   }
 
-  [[nodiscard]] static PairLocations locations(std::string_view hook, const detail::Leading& leading, Index queries,
+  [[nodiscard]] static PairLocations locations(const detail::Hook& hook, const detail::Leading& leading, Index queries,
                                                Index keys, const PairPositions& at) {
-    PairLocations result({Derived::name, hook}, at, leading, queries, keys);
-    if constexpr (Derived::integers_only) result.require_integers({Derived::name, hook}, at);
+    PairLocations result(hook, at, leading, queries, keys);
+    if constexpr (Derived::integers_only) result.require_integers(hook, at);
     return result;
   }
 
   /// Where the tokens of a mask are, or of its gradient; checks all that the mask alone tells.
-  [[nodiscard]] PairLocations checked(std::string_view hook, std::string_view argument,
+  [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument,
                                       const detail::TensorView<const Scalar, 3>& mask, const PairPositions& at) const {
     check_heads(hook, argument, mask.shape[0]);
     return locations(hook, mask.leading, mask.shape[1], mask.shape[2], at);
   }
   [[nodiscard]] PairLocations checked_backward(const detail::TensorView<const Scalar, 3>& grad_mask,
                                                const PairPositions& at, const Gradients& grads) const {
-    PairLocations result = checked("mod_mask_backward", "grad_mask", grad_mask, at);
+    PairLocations result = checked(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, at);
     this->check_gradients("mod_mask_backward", grads);
     return result;
   }
 
   template <Onto onto = Onto::logits>
-  void modify(std::string_view hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
+  void modify(const detail::Hook& hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
     PairLocations where = checked(hook, "mask", mask, at);
     if (detail::is_column_major(mask)) {
       const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
@@ -219,9 +222,9 @@ class RelativeBias : public Module<Derived, Parameters> {
     prepared.finish(sums, grads);
   }
 
-  void check_lengths(std::string_view function, Index queries, Index keys) const {
+  void check_lengths(const detail::Hook& function, Index queries, Index keys) const {
     const auto reject = [&](std::string_view why) {
-      detail::fail<ShapeError>(Derived::name, "::", function, ": L1 = ", queries, ", L2 = ", keys, why);
+      detail::fail<ShapeError>(function, ": L1 = ", queries, ", L2 = ", keys, why);
     };
     if (queries < 0 || keys < 0) reject("; lengths must not be negative");
     constexpr double most = 0x1p60;  // values whose number still fits an Index, with room to add

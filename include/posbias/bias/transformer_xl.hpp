@@ -159,20 +159,21 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
 
   /// Throws what `mod_qkv` would, and writes nothing.
   template <class Q, class K, class V>
-  void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& = {}) const {
-    this->check_queries("mod_qkv", q, k, v);
+  void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    const detail::Hook hook = this->hook_of("mod_qkv", at);
+    this->check_queries(hook, q, k, v);
     if (detail::overlap(q, k) || detail::overlap(q, v))
-      detail::fail<ShapeError>(name, "::mod_qkv: q shares memory with ", detail::overlap(q, k) ? "k" : "v",
+      detail::fail<ShapeError>(hook, ": q shares memory with ", detail::overlap(q, k) ? "k" : "v",
                                "; only q is to change");
   }
   /// Throws what `mod_qkv_backward` would, and writes nothing.
   template <class GQ, class GK, class GV, class Q, class K, class V>
   void check_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
-                              const PairPositions&, const Gradients& grads) const {
-    constexpr std::string_view hook = "mod_qkv_backward";
+                              const PairPositions& at, const Gradients& grads) const {
+    const detail::Hook hook = this->hook_of("mod_qkv_backward", at);
     this->check_queries(hook, q, k, v);
-    detail::check_gradient_shapes({name, hook}, grad_q, grad_k, grad_v, q, k, v);
-    this->check_gradients(hook, grads);
+    detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, q, k, v);
+    this->check_gradients("mod_qkv_backward", grads);
   }
   /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must
   /// be the query: a rotation composed with this module would turn u as well. Refers to this module and to q.

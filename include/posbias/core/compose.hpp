@@ -278,8 +278,8 @@ class Compose : public Module<Compose<Modules...>> {
   }
 
   /// Throws ShapeError unless the gradients are those of these modules.
-  void check_gradients(std::string_view hook, const Gradients& grads) const {
-    for_each_derived([&](auto i) { get<i>().check_gradients(hook, std::get<i>(grads.parts)); });
+  void check_gradients(const Caller& caller, const Gradients& grads) const {
+    for_each_derived([&](auto i) { get<i>().check_gradients(caller, std::get<i>(grads.parts)); });
   }
 
   /// Use `for_each_parameter(compose, visitor)`.

@@ -6,6 +6,7 @@
 /// function, the argument, what was expected and what came:
 ///
 ///     ALiBi::mod_mask: mask has 8 heads; n_heads = 12
+///     posbias::attention: ALiBi: q has 8 heads; n_heads = 12
 ///
 /// Catch the standard base (`std::invalid_argument`, `std::runtime_error`) or the tag `posbias::Error`, which is a
 /// base of them all.
@@ -68,11 +69,26 @@ class FormatError : public detail::TaggedError<std::runtime_error> {
   using TaggedError::TaggedError;
 };
 
+/// The function that a user called, for messages of modules that it calls in turn. Refers to both names.
+struct Caller {
+  std::string_view function{};  ///< its name; default: the hook that finds the error
+  std::string_view scope{};     ///< its namespace or layer; default: the module that finds the error
+
+  /// None.
+  constexpr Caller() = default;
+  /// A function of a scope, or of the module itself.
+  template <std::convertible_to<std::string_view> Name>
+  constexpr Caller(const Name& name, std::string_view of = {}) : function(name), scope(of) {}
+};
+
 namespace detail {
 
-/// A hook of a module, as messages begin: "ALiBi::mod_mask".
+/// A hook of a module, as messages begin: "ALiBi::mod_mask", or "posbias::attention: ALiBi" if that is who called it.
 struct Hook {
-  std::string_view module, function;
+  std::string_view module, function, scope;
+
+  constexpr Hook(std::string_view of_module, std::string_view hook, const Caller& caller = {})
+      : module(of_module), function(caller.function.empty() ? hook : caller.function), scope(caller.scope) {}
 };
 
 /// Neither NaN nor infinite, told from the bits: -ffast-math lets compilers assume it of any number.
@@ -86,9 +102,12 @@ inline void append(std::string& text, std::string_view part) {
 }
 
 inline void append(std::string& text, const Hook& hook) {
-  append(text, hook.module);
+  append(text, hook.scope.empty() ? hook.module : hook.scope);
   append(text, "::");
   append(text, hook.function);
+  if (hook.scope.empty()) return;
+  append(text, ": ");
+  append(text, hook.module);
 }
 
 template <std::integral Integer>

@@ -196,7 +196,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     std::fill_n(mask.data(), mask.size(), detail::ScalarOf<M>(0));
-    derived().mod_mask(mask, q, k, v, at);
+    derived().mod_mask(mask, q, k, v, detail::called_by("set_mask", at));
   }
 
   /// `mod_mask` for "no mask yet": a new mask (B, *, NH, L1, L2) of q's scalar and layout. Throws as `mod_mask`
@@ -204,7 +204,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     auto mask = detail::new_mask(Derived::name, q, k, v);
-    derived().set_mask(mask, q, k, v, at);
+    derived().set_mask(mask, q, k, v, detail::called_by("make_mask", at));
     return mask;
   }
 
@@ -217,7 +217,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
     auto mask = detail::new_mask(Derived::name, q, k, v);
     std::fill_n(mask.data(), mask.size(), detail::ScalarOf<Q>(0));
     detail::place_mask(Derived::name, mask, smaller);
-    derived().mod_mask(mask, q, k, v, at);
+    derived().mod_mask(mask, q, k, v, detail::called_by("make_mask", at));
     return mask;
   }
 
@@ -270,6 +270,11 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   /// This object, as the module that derives from it.
   using Owner::derived;
   using Owner::Owner;
+
+  /// How messages of a hook begin.
+  [[nodiscard]] static detail::Hook hook_of(std::string_view function, const PairPositions& at) {
+    return {Derived::name, function, at.caller};
+  }
 };
 
 /// No positional information: every hook is the identity.

@@ -37,9 +37,9 @@ class ParameterOwner {
     return any;
   }
 
-  /// Throws ShapeError, naming `hook`, unless `gradients` has the parameters' names and shapes: those of another module
+  /// Throws ShapeError, naming the caller, unless `gradients` has the parameters' names and shapes: those of another module
   /// do not.
-  void check_gradients(std::string_view hook, const Gradients& gradients) const {
+  void check_gradients(const Caller& caller, const Gradients& gradients) const {
     struct Entry {
       std::string name;
       std::vector<Index> shape;
@@ -54,7 +54,8 @@ class ParameterOwner {
     const std::vector<Entry> learned = entries(parameters_);
     const std::vector<Entry> given = entries(gradients);
     const auto reject = [&](const auto&... parts) {
-      detail::fail<ShapeError>(Derived::name, "::", hook, ": grads ", parts..., "; use the module's zero_gradients()");
+      detail::fail<ShapeError>(detail::Hook(Derived::name, caller.function, caller), ": grads ", parts...,
+                               "; use the module's zero_gradients()");
     };
     for (std::size_t i = 0; i < (std::max)(learned.size(), given.size()); ++i) {
       if (i >= given.size()) reject("lacks an entry ", learned[i].name);

@@ -175,6 +175,17 @@ struct PairPositions {
   Positions q{};        ///< of queries; default 0 .. L1-1
   Positions k{};        ///< of keys; default 0 .. L2-1
   Executor executor{};  ///< who runs the loops; default the calling thread
+  Caller caller{};      ///< in messages; default the hook
 };
+
+namespace detail {
+
+/// The same, for a function that calls hooks in turn, unless another one called it.
+inline PairPositions called_by(const Caller& caller, PairPositions at) {
+  if (at.caller.function.empty()) at.caller = caller;
+  return at;
+}
+
+}  // namespace detail
 
 }  // namespace posbias

@@ -245,11 +245,16 @@ bool overlap(const A& a, const B& b) {
   return first(one) < first(other) + other.size() && first(other) < first(one) + one.size();
 }
 
-/// Throws ShapeError if a tensor that is written to shares memory with any of the others, tensors or what has memory.
-template <class Written, class... Others>
-void check_apart(const Hook& hook, std::string_view argument, const Written& written, const Others&... others) {
-  if ((overlap(written, others) || ...))
-    fail<ShapeError>(hook, ": ", argument, " shares memory with another argument; it is written to");
+inline void check_apart(const Hook&, std::string_view /*argument*/, const auto& /*written*/) {}
+
+/// Throws ShapeError if a tensor that is written to shares memory with any of the others, each given behind its name:
+/// tensors, or what has memory.
+template <class Written, class Other, class... Others>
+void check_apart(const Hook& hook, std::string_view argument, const Written& written, std::string_view name,
+                 const Other& other, const Others&... others) {
+  if (overlap(written, other))
+    fail<ShapeError>(hook, ": ", argument, " shares memory with ", name, "; it is written to");
+  check_apart(hook, argument, written, others...);
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.

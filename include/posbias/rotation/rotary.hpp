@@ -170,18 +170,18 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// q and k, checked; only one of them if they are the same tensor.
   template <class Q, class K, class V>
-  [[nodiscard]] std::vector<Side> sides(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
-    const detail::AttentionShape shape = detail::attention_shape({name, hook}, q, k, v);
-    PairLocations locations({name, hook}, at, shape.leading, shape.queries, shape.keys);
+  [[nodiscard]] std::vector<Side> sides(std::string_view function, Q& q, K& k, const V& v,
+                                        const PairPositions& at) const {
+    const detail::Hook hook = this->hook_of(function, at);
+    const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
+    PairLocations locations(hook, at, shape.leading, shape.queries, shape.keys);
     const detail::TensorView<Scalar, 3> query = detail::view<3>(q), key = detail::view<3>(k);
     if (query.shape[2] != options_.head_dim)
-      detail::fail<ShapeError>(name, "::", hook, ": q has ", query.shape[2],
-                               " features per head; head_dim = ", options_.head_dim);
+      detail::fail<ShapeError>(hook, ": q has ", query.shape[2], " features per head; head_dim = ", options_.head_dim);
     const bool same = detail::overlap(q, k);
     const bool one = query.data == key.data && query.shape == key.shape && query.strides == key.strides;
     if (same && (!one || at.q.given() || at.k.given()))
-      detail::fail<ShapeError>(name, "::", hook,
-                               ": q and k share memory; they must be one tensor, at the same positions");
+      detail::fail<ShapeError>(hook, ": q and k share memory; they must be one tensor, at the same positions");
     std::vector<Side> result;
     result.push_back({query, std::move(locations.q)});
     if (!same) result.push_back({key, std::move(locations.k)});
@@ -192,7 +192,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   template <class GQ, class GK, class GV, class Q, class K, class V>
   [[nodiscard]] std::vector<Side> backward_sides(GQ& grad_q, GK& grad_k, const GV& grad_v, const Q& q, const K& k,
                                                  const V& v, const PairPositions& at, const Gradients& grads) const {
-    detail::check_gradient_shapes({name, "mod_qkv_backward"}, grad_q, grad_k, grad_v, q, k, v);
+    detail::check_gradient_shapes(this->hook_of("mod_qkv_backward", at), grad_q, grad_k, grad_v, q, k, v);
     std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
     this->check_gradients("mod_qkv_backward", grads);
     return result;
