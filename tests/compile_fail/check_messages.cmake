@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # cmake -DSOURCE=mistakes.cpp "-DCOMMAND=compiler;options" -P check_messages.cmake
 # Compiles the source without its mistakes, which must succeed, and with them: then there must be one error below each
-# `expect:`, with what is expected in its text, and no others.
+# `expect:`, with what is expected in its text, one anywhere for each `expect in a header:`, and no others.
 cmake_minimum_required(VERSION 3.25)
 
 execute_process(COMMAND ${COMMAND} -DMISTAKEN=false ${SOURCE} ERROR_VARIABLE output RESULT_VARIABLE result)
@@ -38,6 +38,12 @@ while(text MATCHES "^([^\n]*)\n")
     string(REGEX REPLACE "\n[^\n]*:[0-9]+:[0-9]+: error: .*" "" said "${said}")
     if(NOT said MATCHES "${message}")
       message(SEND_ERROR "Line ${below}: expected ${message}; the compiler says:\n${said}")
+    endif()
+  elseif(content MATCHES "// expect in a header: (.*)$")
+    set(message "${CMAKE_MATCH_1}")
+    math(EXPR expected "${expected} + 1")
+    if(NOT output MATCHES ": error: [^\n]*${message}")
+      message(SEND_ERROR "Expected ${message}; the compiler says:\n${output}")
     endif()
   endif()
 endwhile()

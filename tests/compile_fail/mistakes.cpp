@@ -2,10 +2,12 @@
 /// \file
 /// What must not compile. What stands below an `expect:` is right if MISTAKEN is false. If it is true, only types are
 /// others, and compilers must refuse the line and say what is expected, a regular expression that fits both g++ and
-/// clang++.
+/// clang++; or say it of a header, where a static assertion is.
 #include <cstdint>
 #include <posbias/posbias.hpp>
+#include <string_view>
 #include <type_traits>
+#include <vector>
 
 /// A value that is never made.
 template <class T>
@@ -32,6 +34,16 @@ struct Nothing {
 
 using namespace posbias;
 
+/// A bias and an embedding that supply nothing but a size.
+struct NoValues : RelativeBias<NoValues, float, NoParameters> {
+  static constexpr std::string_view name = "NoValues";
+  [[nodiscard]] static Index n_heads() { return 4; }
+};
+struct NoRows : AdditiveEmbedding<NoRows, float, NoParameters> {
+  static constexpr std::string_view name = "NoRows";
+  [[nodiscard]] static Index dim() { return 4; }
+};
+
 [[maybe_unused]] void mistakes(const ALiBi<float>& alibi, const Rotary<float>& rotary,
                                const Sinusoidal<float>& sinusoidal, const TransformerXL<float>& xl,
                                const RelativeAttention<float>& layer, Four& q, Four& out, Four& mask) {
@@ -42,6 +54,9 @@ using namespace posbias;
   Either<const Four, Four> constant;
   const Either<Nothing, Identity> module{};
   const Either<Tensor<bool, 1>, Tensor<std::int64_t, 1>> ids;
+  Either<Tensor<Eigen::half, 4>, Four> halves;
+  Either<Tensor<Eigen::bfloat16, 4>, Four> short_floats;
+  const Either<std::int64_t, std::vector<std::int64_t>> five{};
 
   // expect: rank\)? >= (MinRank|2)
   sinusoidal.mod_x(x);
@@ -51,8 +66,16 @@ using namespace posbias;
   alibi.mod_mask(flat);
   // expect: rank\)? >= (MinRank|3)
   rotary.mod_qkv(flat, flat, q);
-  // expect: _Tp = int; _Up = float|is_same_v<int, float>
+  // expect: tensors_are_of_float_or_double
   alibi.mod_mask(integers);
+  // expect: tensors_are_of_float_or_double
+  rotary.mod_qkv(halves, q, q);
+  // expect: tensors_are_of_float_or_double
+  Identity().mod_qkv(integers, q, q);
+  // expect: tensors_are_of_float_or_double
+  attention(short_floats, short_floats, short_floats, short_floats, Identity());
+  // expect: tensors_are_of_float_or_double
+  attention(out, q, short_floats, short_floats, alibi);
   // expect: _Tp = double; _Up = float|is_same_v<double, float>
   xl.mod_mask(mask, doubles, q, q);
   // expect: _Tp = double; _Up = float|is_same_v<double, float>
@@ -69,6 +92,14 @@ using namespace posbias;
   [[maybe_unused]] const AttentionOptions options{.mask = any<Either<Exponential, Four>>()};
   // expect: PositionTensor
   [[maybe_unused]] const Positions positions{ids};
+  // expect: Positions::range
+  [[maybe_unused]] const PairPositions pair{.q = five};
+  // expect in a header: posbias: modules and tensors are of float or double
+  [[maybe_unused]] const ALiBi<Either<Eigen::half, float>> of_halves({.n_heads = 4});
+  // expect in a header: posbias: a module of RelativeBias needs evaluate
+  attention(out, q, q, q, Either<NoValues, Identity>());
+  // expect in a header: posbias: a module of AdditiveEmbedding needs .* rows
+  Either<NoRows, Identity>().mod_x(out);
 }
 
 }  // namespace

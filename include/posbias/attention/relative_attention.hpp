@@ -58,6 +58,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   using Options = RelativeAttentionOptions;  ///< what it is made from
   using Call = RelativeAttentionCall;        ///< what a call may be given
   using typename Base::Gradients;
+  static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
   /// What a call returns: of the rank and layout of the queries.
   template <class Q>
   using Result = RelativeAttentionResult<Scalar, detail::Traits<Q>::rank, detail::Traits<Q>::layout>;

@@ -35,7 +35,7 @@ class ColumnMajorBias {
     std::vector<double> relative(columns_.relative().begin(), columns_.relative().end());
     for (double& query_minus_key : relative) query_minus_key = 0 - query_minus_key;
     std::vector<Scalar> values(static_cast<std::size_t>(bias.n_heads() * count));
-    bias.evaluate_all_heads(relative, values.data(), executor);
+    bias.evaluate_heads(relative, 0, bias.n_heads(), values.data(), executor);
     table_.reserve(static_cast<std::size_t>(lanes_ * count));
     for (Index c = 0; c < count; ++c)
       for (Index h = 0; h < bias.n_heads(); ++h)

@@ -28,6 +28,7 @@ class ContentBias : public Module<Derived, Parameters> {
  public:
   using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
+  static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
   static constexpr bool integers_only = false;  ///< positions may be reals
 
   /// Adds the bias of q and k, as `mod_qkv` left them, to an additive mask (B, *, NH, L1, L2). Queries and keys without a

@@ -40,7 +40,7 @@ class PreparedRelativeBias {
       : bias_(&bias), executor_(executor), columns_(std::move(at)) {
     if (!tabulated()) return;
     table_.resize(static_cast<std::size_t>(bias_->n_heads() * width()));
-    bias_->evaluate_all_heads(columns_.relative(), table_.data(), executor_);
+    bias_->evaluate_heads(columns_.relative(), 0, bias_->n_heads(), table_.data(), executor_);
   }
 
   static constexpr detail::TileWidth tile_width =
@@ -74,7 +74,7 @@ class PreparedRelativeBias {
     } else {
       std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
       columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
-        bias_->evaluate(relative, tile.head, tile.heads, values.data());
+        bias_->evaluate_heads(relative, tile.head, tile.heads, values.data());
         const auto count = static_cast<Index>(relative.size());
         for (Index h = 0; h < tile.heads; ++h)
           detail::add_values<onto>(values.data() + h * count, count, tile.row(h, i) + skip * tile.key_stride,
@@ -109,7 +109,7 @@ class PreparedRelativeBias {
           for (Index j = 0; j < count; ++j)
             values[static_cast<std::size_t>(h * count + j)] = static_cast<double>(row[j * tile.key_stride]);
         }
-        bias_->evaluate_backward(relative, tile.head, tile.heads, values.data(), accumulator.row);
+        bias_->evaluate_heads_backward(relative, tile.head, tile.heads, values.data(), accumulator.row);
         double* sum = accumulator.sums.data();
         for_each_parameter(accumulator.row, [&](std::string_view, auto& tensor) {
           for (Index p = 0; p < tensor.size(); ++p)
@@ -130,7 +130,7 @@ class PreparedRelativeBias {
   void finish(const Accumulator& accumulator, Gradients& grads) const {
     const double* sum = accumulator.sums.data();
     if (tabulated()) {
-      bias_->evaluate_all_heads_backward(columns_.relative(), sum, grads, executor_);
+      bias_->evaluate_heads_backward(columns_.relative(), 0, bias_->n_heads(), sum, grads, executor_);
     } else {
       for_each_parameter(grads, [&](std::string_view, auto& tensor) {
         for (Index p = 0; p < tensor.size(); ++p) tensor.data()[p] += static_cast<Scalar>(*sum++);

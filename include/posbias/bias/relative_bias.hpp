@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -19,6 +20,14 @@
 #include "posbias/core/token_locations.hpp"
 
 namespace posbias {
+
+/// What a module of the family supplies to be added to logits.
+template <class M, class Scalar>
+concept RelativeBiasModule = requires(const M& m, std::span<const double> relative, Index head, Index heads,
+                                      Scalar* values) {
+  { m.n_heads() } -> std::convertible_to<Index>;
+  m.evaluate(relative, head, heads, values);
+};
 
 /// `Derived` supplies
 ///   - `static constexpr std::string_view name`, `Index n_heads() const`, `static constexpr bool integers_only`;
@@ -35,6 +44,7 @@ class RelativeBias : public Module<Derived, Parameters> {
  public:
   using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
+  static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
   using Prepared = PreparedRelativeBias<Derived>;  ///< what adds itself to tiles
   static constexpr bool integers_only = false;     ///< positions may be reals
 
@@ -96,7 +106,7 @@ class RelativeBias : public Module<Derived, Parameters> {
     for (std::size_t d = 0; d < relative.size(); ++d)
       relative[d] = static_cast<double>(static_cast<Index>(d) - (queries - 1));
     Eigen::Tensor<Scalar, 2, Eigen::RowMajor> result(derived().n_heads(), width);
-    evaluate_all_heads(relative, result.data());
+    evaluate_heads(relative, 0, derived().n_heads(), result.data());
     if constexpr (Layout == Eigen::RowMajor)
       return result;
     else
@@ -124,22 +134,23 @@ class RelativeBias : public Module<Derived, Parameters> {
   }
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
 
-  /// `evaluate` of all heads, and its adjoint, over the executor if the module takes one.
-  void evaluate_all_heads(std::span<const double> relative, Scalar* values, const Executor& executor = {}) const {
-    const Index heads = derived().n_heads();
-    if constexpr (requires { derived().evaluate(relative, 0, heads, values, executor); })
-      derived().evaluate(relative, 0, heads, values, executor);
-    else
-      derived().evaluate(relative, 0, heads, values);
+  /// `evaluate`, over the executor if the module takes one.
+  void evaluate_heads(std::span<const double> relative, Index head, Index heads, Scalar* values,
+                      const Executor& executor = {}) const {
+    static_assert(RelativeBiasModule<Derived, Scalar>,
+                  "posbias: a module of RelativeBias needs evaluate(relative, head, heads, values) const");
+    if constexpr (requires { derived().evaluate(relative, head, heads, values, executor); })
+      derived().evaluate(relative, head, heads, values, executor);
+    else if constexpr (RelativeBiasModule<Derived, Scalar>)
+      derived().evaluate(relative, head, heads, values);
   }
-  /// Adjoint of `evaluate_all_heads`: adds to `grads`.
-  void evaluate_all_heads_backward(std::span<const double> relative, const double* grad_values, Gradients& grads,
-                                   const Executor& executor) const {
-    const Index heads = derived().n_heads();
-    if constexpr (requires { derived().evaluate_backward(relative, 0, heads, grad_values, grads, executor); })
-      derived().evaluate_backward(relative, 0, heads, grad_values, grads, executor);
+  /// Adjoint of `evaluate_heads`: adds to `grads`.
+  void evaluate_heads_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,
+                               Gradients& grads, const Executor& executor = {}) const {
+    if constexpr (requires { derived().evaluate_backward(relative, head, heads, grad_values, grads, executor); })
+      derived().evaluate_backward(relative, head, heads, grad_values, grads, executor);
     else
-      derived().evaluate_backward(relative, 0, heads, grad_values, grads);
+      derived().evaluate_backward(relative, head, heads, grad_values, grads);
   }
 
   /// Throws what `mod_mask` would, and writes nothing.

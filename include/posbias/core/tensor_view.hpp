@@ -55,6 +55,14 @@ using Traits = TensorTraits<std::remove_cvref_t<T>>;
 template <class T>
 using ScalarOf = typename Traits<T>::Scalar;
 
+template <class S>
+inline constexpr bool is_float_or_double = std::is_same_v<S, float> || std::is_same_v<S, double>;
+
+/// Named for compilers, which say which name is false: false of other tensors where the module, too, is of one of these.
+template <class TensorScalar, class ModuleScalar = float>
+inline constexpr bool tensors_are_of_float_or_double =
+    is_float_or_double<TensorScalar> || !is_float_or_double<ModuleScalar>;
+
 }  // namespace detail
 
 /// An `Eigen::Tensor` or `Eigen::TensorMap`, of any rank up to 14.
@@ -63,11 +71,13 @@ concept TensorLike = detail::Traits<T>::is_tensor && detail::Traits<T>::rank <= 
 
 /// A tensor that can be (B, *, L, H).
 template <class T>
-concept TokensTensor = TensorLike<T> && detail::Traits<T>::rank >= 2;
+concept TokensTensor =
+    TensorLike<T> && detail::Traits<T>::rank >= 2 && detail::tensors_are_of_float_or_double<detail::ScalarOf<T>>;
 
 /// A tensor that can be (B, *, L, NH, H).
 template <class T>
-concept HeadsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3;
+concept HeadsTensor =
+    TensorLike<T> && detail::Traits<T>::rank >= 3 && detail::tensors_are_of_float_or_double<detail::ScalarOf<T>>;
 
 /// A tensor that can be (B, *, NH, L1, L2).
 template <class T>
@@ -75,8 +85,8 @@ concept LogitsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3;
 
 /// A tensor of this scalar, with at least this many dimensions.
 template <class T, class Scalar, int MinRank = 0>
-concept TensorOf = TensorLike<T> && std::same_as<typename detail::Traits<T>::Scalar, Scalar> &&
-    (detail::Traits<T>::rank >= MinRank);
+concept TensorOf = TensorLike<T> && detail::tensors_are_of_float_or_double<detail::ScalarOf<T>, Scalar> &&
+    std::same_as<detail::ScalarOf<T>, Scalar> &&(detail::Traits<T>::rank >= MinRank);
 
 namespace detail {
 

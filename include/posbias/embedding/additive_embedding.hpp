@@ -20,6 +20,13 @@
 
 namespace posbias {
 
+/// What a module of the family supplies to be added to tokens.
+template <class M, class Scalar>
+concept EmbeddingModule = requires(const M& m, std::span<const double> positions, detail::TokenRows<Scalar>& rows) {
+  { m.dim() } -> std::convertible_to<Index>;
+  m.rows()(positions, rows);
+};
+
 /// `Derived` supplies
 ///   - `static constexpr std::string_view name`, `Index dim() const`;
 ///   - `auto rows() const`: what finds rows in a call, `find(std::span<const double> positions,
@@ -37,13 +44,14 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
  public:
   using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
+  static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
 
   /// x (B, *, L, H = dim) += rows of its positions. Tokens without a position, or whose flag is false, stay as they
   /// are. Cost O(L·dim) for the rows, O(B·L·dim) for the sum. Throws ShapeError, PositionError.
   template <WritableTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
     const Tokens<Scalar> tokens("mod_x", "x", detail::view<2>(x), at, derived());
-    const auto find = derived().rows();
+    const auto find = checked_rows();
     at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
       tokens.visit(index, [&](const detail::TokenBlock& block) {
         detail::TokenRows<Scalar> rows;
@@ -99,6 +107,16 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
  private:
   template <class S>
   struct Tokens;
+
+  /// `rows` of a module that has them; compilers say of another what it needs, and no more.
+  [[nodiscard]] auto checked_rows() const {
+    static_assert(EmbeddingModule<Derived, Scalar>,
+                  "posbias: a module of AdditiveEmbedding needs dim() and rows() const");
+    if constexpr (EmbeddingModule<Derived, Scalar>)
+      return derived().rows();
+    else
+      return [](std::span<const double>, detail::TokenRows<Scalar>&) {};
+  }
 
   /// Blocks of tokens as a few parts.
   static constexpr Index parts_of(Index blocks) { return std::min<Index>(blocks, 8); }

@@ -76,6 +76,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   using typename Base::Gradients;
   using HooksWithoutV<Rotary>::mod_qkv;
   using HooksWithoutV<Rotary>::mod_qkv_backward;
+  static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
   static constexpr std::string_view name = "Rotary";  ///< in messages
   static constexpr QKVChanges changes{.v = false};    ///< q and k
 
