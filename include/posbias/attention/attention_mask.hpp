@@ -4,12 +4,12 @@
 #pragma once
 
 #include <Eigen/Core>
-#include <limits>
 #include <string_view>
 #include <type_traits>
 
 #include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/error.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/tensor_view.hpp"
 
@@ -36,29 +36,40 @@ class BroadcastMask {
                                ", of which all but L2 may be 1 or missing from the left");
   }
 
-  /// Adds the mask to a tile of logits.
+  /// Adds the mask to a tile of logits, which are -inf where it hides a key, whatever they were; returns whether it hides
+  /// any.
   template <class Scalar>
-  void add_to(const LogitTile<Scalar>& tile) const {
-    entries_.visit_batch(tile.batch, [&](const auto* entries) { add(entries, tile); });
+  bool add_to(const LogitTile<Scalar>& tile) const {
+    bool hides = false;
+    entries_.visit_batch(tile.batch, [&](const auto* entries) { hides = add(entries, tile); });
+    return hides;
   }
 
  private:
   template <class Entry, class Scalar>
-  void add(const Entry* entries, const LogitTile<Scalar>& tile) const {
+  bool add(const Entry* entries, const LogitTile<Scalar>& tile) const {
     const auto [head_stride, query_stride, key_stride] = entries_.entries.strides;
     const Entry* first = entries + tile.head * head_stride + tile.query * query_stride + tile.key * key_stride;
+    bool hides = false;
     for (Index h = 0; h < tile.heads; ++h)
       for (Index i = 0; i < tile.queries; ++i) {
         const Entry* row = first + h * head_stride + i * query_stride;
         Scalar* logits = tile.row(h, i);
         for (Index j = 0; j < tile.keys; ++j) {
-          if constexpr (std::is_same_v<Entry, bool>)
-            logits[j * tile.key_stride] =
-                row[j * key_stride] ? logits[j * tile.key_stride] : -std::numeric_limits<Scalar>::infinity();
-          else
-            logits[j * tile.key_stride] += static_cast<Scalar>(row[j * key_stride]);
+          Scalar& logit = logits[j * tile.key_stride];
+          bool visible = true;
+          if constexpr (std::is_same_v<Entry, bool>) {
+            visible = row[j * key_stride];
+          } else {
+            const auto number = static_cast<Scalar>(row[j * key_stride]);
+            visible = !detail::is_minus_infinity(number);
+            logit += number;
+          }
+          logit = detail::visible_or_hidden(visible, logit);
+          hides |= !visible;
         }
       }
+    return hides;
   }
 
   detail::OptionalView<3, bool, float, double> entries_;

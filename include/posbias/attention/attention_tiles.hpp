@@ -11,12 +11,12 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 
 #include "posbias/attention/attention_mask.hpp"
 #include "posbias/attention/causal_order.hpp"
 #include "posbias/bias/logit_tile.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/tensor_view.hpp"
 #include "posbias/kernel/product.hpp"
 
@@ -33,7 +33,6 @@ template <class Scalar, class Prepared>
 class AttentionTiles {
  public:
   static constexpr Index queries_per_block = 64, keys_per_block = 256;
-  static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
   using View = TensorView<const Scalar, 3>;
   using Tile = LogitTile<Scalar>;
 
@@ -94,15 +93,19 @@ class AttentionTiles {
   }
 
   /// Writes the logits of a tile, and -inf behind its last key up to whole lanes. `scaled_q` are its queries, (queries,
-  /// H), `k_by_feature` its keys.
-  void fill(const Tile& tile, const Scalar* scaled_q, const Panels<Scalar>& k_by_feature) const {
+  /// H), `k_by_feature` its keys. Returns whether any key is hidden from a query.
+  bool fill(Tile tile, const Scalar* scaled_q, const Panels<Scalar>& k_by_feature) const {
+    tile.key_stride = 1;  // as in all tiles here, but so that compilers see it
     multiply<Sum::fresh>(tile.queries, tile.keys, features(), Factor<Scalar>{scaled_q, features(), 1}, k_by_feature,
                          tile.data, tile.query_stride);
     bias.add_to(tile);
-    mask.add_to(tile);
-    if (causal) causal->hide(tile);
+    bool hides = hides_keys(bias);
+    if (hides) hide_keys(bias, tile);
+    hides |= mask.add_to(tile);
+    if (causal) hides |= causal->hide(tile);
     for (Index i = 0; i < tile.queries; ++i)
-      std::fill(tile.row(0, i) + tile.keys, tile.row(0, i) + whole_lanes<Scalar>(tile.keys), -infinity);
+      std::fill(tile.row(0, i) + tile.keys, tile.row(0, i) + whole_lanes<Scalar>(tile.keys), minus_infinity<Scalar>());
+    return hides;
   }
 };
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "posbias/bias/logit_tile.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/token_locations.hpp"
 
 namespace posbias::detail {
@@ -42,9 +43,9 @@ class CausalOrder {
     return range;
   }
 
-  /// Makes the logits of keys that a query does not see -inf.
+  /// Makes the logits of keys that a query does not see -inf; returns whether there are any.
   template <class S>
-  void hide(const LogitTile<S>& tile) const {
+  bool hide(const LogitTile<S>& tile) const {
     const std::int64_t* query = queries_.row(tile.batch) + tile.query;
     const std::int64_t* key = keys_.row(tile.batch) + tile.key;
     const std::int64_t earliest = *std::min_element(query, query + tile.queries);
@@ -53,8 +54,9 @@ class CausalOrder {
       for (Index i = 0; i < tile.queries; ++i) {
         S* logits = tile.row(h, i);
         for (Index j = first; j < tile.keys; ++j)
-          if (key[j] > query[i]) logits[j * tile.key_stride] = -std::numeric_limits<S>::infinity();
+          if (key[j] > query[i]) logits[j * tile.key_stride] = minus_infinity<S>();
       }
+    return first < tile.keys;
   }
 
  private:

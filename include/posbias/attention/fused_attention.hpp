@@ -9,18 +9,23 @@
 ///     weight = e^(logit - top - log_sum)     grad_logit = weight · (grad_out·v - grad_out·out)
 ///     grad_v += weight·grad_out              grad_q += scale·grad_logit·k      grad_k += scale·grad_logit·q
 ///
-/// A key that is hidden adds exact zeros: its weight is 0. But 0·NaN is NaN, so v must be finite where a key is hidden
-/// from some queries only; behind the last key that any query of a tile sees nothing is read.
+/// A pair that is hidden adds nothing, whatever is in memory: its logit is -inf, its weight and its grad_logit are 0, and
+/// tiles that hide a key take products in which 0 times NaN is 0. Others do not pay for that.
 #pragma once
 
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "posbias/attention/attention_tiles.hpp"
 #include "posbias/core/executor.hpp"
+#include "posbias/core/infinity.hpp"
+#include "posbias/kernel/annihilating_product.hpp"
 #include "posbias/kernel/exponential.hpp"
 #include "posbias/kernel/workspace.hpp"
 
@@ -34,8 +39,15 @@ Scalar* copy_scaled(const Factor<Scalar>& from, Index rows, Index columns, Scala
   return to;
 }
 
-/// What forward writes: out (B, *, L1, NH, Hv), and for each query, (B, *, NH, L1), log_sum_exp = top + log_sum, or its
-/// parts: the largest logit, and the logarithm of the sum of e^(logit - top). Only what has memory is written.
+/// Whether rounding a log_sum_exp to its scalar changed weights by no more than about 1e-5 (float) or 1e-14 (double).
+template <class Scalar>
+bool is_precise(Scalar log_sum_exp) {
+  return is_minus_infinity(log_sum_exp) || !(std::abs(log_sum_exp) > 100);
+}
+
+/// What forward writes: out (B, *, L1, NH, Hv), and for each query, (B, *, NH, L1), log_sum_exp, or two numbers that it is
+/// the sum of: itself and 0 where it is precise, else the largest logit, and the logarithm of the sum of e^(logit - top).
+/// Only what has memory is written.
 template <class Scalar>
 struct AttentionResults {
   TensorView<Scalar, 3> out{};
@@ -60,10 +72,10 @@ class AttentionForward {
         logits_(tiles.most_queries() * tiles.most_keys()),
         k_(packed_size<Scalar>(tiles.features(), tiles.most_keys())),
         v_(packed_size<Scalar>(tiles.most_keys(), width_)),
-        top_(static_cast<std::size_t>(rows_), -Tiles::infinity),
+        top_(static_cast<std::size_t>(rows_), std::numeric_limits<Scalar>::lowest()),
         sum_(static_cast<std::size_t>(rows_)) {}
 
-  /// Writes the results of the share: out is 0, and log_sum_exp, top and log_sum are -inf, where a query sees nothing.
+  /// Writes the results of the share: out is 0, and log_sum_exp and top are -inf, where a query sees nothing.
   void run() {
     Scalar* next = q_.data();
     tiles_.for_each_head(share_, [&](Index h) {
@@ -80,6 +92,7 @@ class AttentionForward {
  private:
   void add_keys(Index key) {
     Panels<Scalar> k{}, v{};
+    std::optional<bool> v_is_finite;  // looked up once a tile hides a key
     tiles_.for_each_tile(share_, key, logits_.data(), [&](const LogitTile<Scalar>& tile, Index row) {
       if (k.data == nullptr) {
         const Index count = tiles_.block_keys(key);
@@ -89,12 +102,30 @@ class AttentionForward {
           v = pack(Tiles::rows_of(tiles_.v, share_.batch, key, share_.key_head), count, tiles_.value_features(),
                    v_.data());
       }
-      tiles_.fill(tile, q_.data() + row * tiles_.features(), k.from(0, tile.key - key));
+      const bool hides = tiles_.fill(tile, q_.data() + row * tiles_.features(), k.from(0, tile.key - key));
+      if (hides && !v_is_finite)
+        v_is_finite = all_finite(v_.data(), packed_size<Scalar>(tiles_.block_keys(key), width_));
+      const Panels<Scalar> tile_v = v.from(tile.key - key, 0);
+      if (hides && !*v_is_finite) return add_visible(tile, row, tile_v);
       for (Index i = 0; i < tile.queries; ++i) weigh(tile.row(0, i), whole_lanes<Scalar>(tile.keys), row + i);
       if (width_ > 0)
-        multiply<Sum::added>(tile.queries, width_, tile.keys, Factor<Scalar>{tile.data, tile.query_stride, 1},
-                             v.from(tile.key - key, 0), out_.data() + row * width_, width_);
+        multiply<Sum::added>(tile.queries, width_, tile.keys, Factor<Scalar>{tile.data, tile.query_stride, 1}, tile_v,
+                             out_.data() + row * width_, width_);
     });
+  }
+
+  /// Adds a tile row by row, where a value that is not finite may be hidden from some.
+  void add_visible(const LogitTile<Scalar>& tile, Index row, const Panels<Scalar>& v) {
+    const std::vector<Index> odd = non_finite_terms(v, tile.keys, width_);
+    std::vector<Index> hidden;
+    for (Index i = 0; i < tile.queries; ++i, ++row) {
+      Scalar* logits = tile.row(0, i);
+      hidden.clear();
+      std::ranges::copy_if(odd, std::back_inserter(hidden), [&](Index j) { return is_minus_infinity(logits[j]); });
+      weigh(logits, whole_lanes<Scalar>(tile.keys), row);
+      multiply_row_without<Sum::added>(hidden, width_, tile.keys, Factor<Scalar>{logits, 0, 1}, v,
+                                       out_.data() + row * width_);
+    }
   }
 
   /// Turns the logits of a row into weights e^(logit - top), where top is the row's largest so far. Its sum and its part
@@ -110,10 +141,9 @@ class AttentionForward {
       sum *= static_cast<double>(shrunk);
       for (Index d = 0; d < width_; d += lanes<Scalar>) Values(out_.data() + row * width_ + d) *= shrunk;
     }
-    const Scalar reference = top == -Tiles::infinity ? Scalar(0) : top;  // nothing seen yet
     Lane<Scalar> weights = Lane<Scalar>::Zero();
     for (Index j = 0; j < count; j += lanes<Scalar>) {
-      const Lane<Scalar> weight = exponential_(Values(logits + j) - reference);
+      const Lane<Scalar> weight = exponential_(Values(logits + j) - top);
       Values(logits + j) = weight;
       weights += weight;
     }
@@ -121,18 +151,19 @@ class AttentionForward {
   }
 
   void write(Index h, Index i, std::size_t row) const {
-    const auto top = static_cast<double>(top_[row]);
-    const double log_sum = std::log(sum_[row]);
-    const auto put = [&](const TensorView<Scalar, 2>& to, double value) {
-      if (to.data != nullptr)
-        to.batch(share_.batch)[h * to.strides[0] + i * to.strides[1]] = static_cast<Scalar>(value);
+    const bool sees_nothing = sum_[row] == 0;  // the largest logit has a weight of 1
+    const auto top = static_cast<double>(top_[row]), log_sum = sees_nothing ? 0 : std::log(sum_[row]);
+    const auto put = [&](const TensorView<Scalar, 2>& to, Scalar value) {
+      if (to.data != nullptr) to.batch(share_.batch)[h * to.strides[0] + i * to.strides[1]] = value;
     };
-    put(results_.log_sum_exp, top + log_sum);
-    put(results_.top, top);
-    put(results_.log_sum, log_sum);
+    const Scalar log_sum_exp = visible_or_hidden(!sees_nothing, static_cast<Scalar>(top + log_sum));
+    const bool precise = is_precise(log_sum_exp);
+    put(results_.log_sum_exp, log_sum_exp);
+    put(results_.top, precise ? log_sum_exp : top_[row]);
+    put(results_.log_sum, precise ? 0 : static_cast<Scalar>(log_sum));
     if (width_ == 0) return;
     const TensorView<Scalar, 3>& out = results_.out;
-    const double part = sum_[row] == 0 ? 0 : 1 / sum_[row];
+    const double part = sees_nothing ? 0 : 1 / sum_[row];
     const Scalar* from = out_.data() + static_cast<Index>(row) * width_;
     Scalar* to = out.batch(share_.batch) + i * out.strides[0] + h * out.strides[1];
     for (Index d = 0; d < tiles_.value_features(); ++d)
@@ -265,7 +296,7 @@ class AttentionBackward {
                 q_rows_.data());
     copy_scaled(Tiles::rows_of(gradients_.grad_out, tile.batch, tile.query, tile.head), tile.queries, Hv, Scalar(1),
                 grad_out_rows_.data());
-    tiles_.fill(tile, q_rows_.data(), keys_.k_by_feature.from(0, begin));
+    hides_ = tiles_.fill(tile, q_rows_.data(), keys_.k_by_feature.from(0, begin));
 
     Tile grad_tile = tile;
     grad_tile.data = grad_logits_.data();
@@ -277,13 +308,23 @@ class AttentionBackward {
     for (Index i = 0; i < tile.queries; ++i) {
       const Scalar mean = means_[static_cast<std::size_t>(row + i)];
       const Scalar top = of_row(gradients_.top, i);
-      const bool sees_nothing = top == -Tiles::infinity;
-      const Scalar reference = sees_nothing ? Tiles::infinity : top;  // then there are no weights
-      const Scalar log_sum = sees_nothing || gradients_.log_sum.data == nullptr ? 0 : of_row(gradients_.log_sum, i);
-      for (Index j = 0; j < whole_lanes<Scalar>(tile.keys); j += lanes<Scalar>) {
+      const Index count = whole_lanes<Scalar>(tile.keys);
+      if (is_minus_infinity(top)) {  // the query sees nothing
+        std::fill_n(tile.row(0, i), count, Scalar(0));
+        std::fill_n(grad_tile.row(0, i), count, Scalar(0));
+        continue;
+      }
+      const Scalar log_sum = gradients_.log_sum.data == nullptr ? 0 : of_row(gradients_.log_sum, i);
+      for (Index j = 0; j < count; j += lanes<Scalar>) {
         Values weight(tile.row(0, i) + j), grad(grad_tile.row(0, i) + j);
-        weight = exponential_(weight - reference - log_sum);
+        const Lane<Scalar> logits = weight;
+        weight = exponential_(logits - top - log_sum);
         grad = weight * (grad - mean);
+        for (Index lane = 0; hides_ && lane < lanes<Scalar>; ++lane) {
+          const bool visible = !is_minus_infinity(logits[lane]);
+          weight[lane] = visible ? weight[lane] : 0;
+          grad[lane] = visible ? grad[lane] : 0;
+        }
       }
     }
     return grad_tile;
@@ -296,11 +337,16 @@ class AttentionBackward {
     const Panels<Scalar> grad_out =
         pack(Factor<Scalar>{grad_out_rows_.data(), Hv, 1}, tile.queries, Hv, grad_out_.data());
     const Panels<Scalar> q = pack(Factor<Scalar>{q_rows_.data(), H, 1}, tile.queries, H, q_.data());
-    multiply<Sum::added>(tile.keys, Hv, tile.queries, weights.transposed(), grad_out, grad_v_.data() + begin * v_width_,
-                         v_width_);
-    multiply<Sum::added>(tile.keys, H, tile.queries, grads.transposed(), q, grad_k_.data() + begin * width_, width_);
-    multiply<Sum::added>(tile.queries, H, tile.keys, grads, keys_.k.from(begin, 0), grad_q_.data() + row * width_,
-                         width_);
+    const auto multiply_all = [&](const auto& add_product) {
+      add_product(tile.keys, Hv, tile.queries, weights.transposed(), grad_out, grad_v_.data() + begin * v_width_,
+                  v_width_);
+      add_product(tile.keys, H, tile.queries, grads.transposed(), q, grad_k_.data() + begin * width_, width_);
+      add_product(tile.queries, H, tile.keys, grads, keys_.k.from(begin, 0), grad_q_.data() + row * width_, width_);
+    };
+    if (hides_)
+      multiply_all(multiply_annihilating<Sum::added, Scalar>);
+    else
+      multiply_all(multiply<Sum::added, Scalar>);
   }
 
   /// Adds rows, scaled, to the tokens of a head.
@@ -324,6 +370,7 @@ class AttentionBackward {
   Workspace<Scalar> q_rows_, q_, grad_out_rows_, grad_out_;  // of a tile: row after row, and packed
   Workspace<Scalar> k_, k_by_feature_, v_by_feature_;
   Keys keys_{};
+  bool hides_ = false;  // whether the tile hides a key
   std::vector<Scalar> means_;
   Exponential<Scalar> exponential_;
 };

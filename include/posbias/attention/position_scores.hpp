@@ -12,6 +12,7 @@
 
 #include "posbias/attention/relative_index.hpp"
 #include "posbias/core/executor.hpp"
+#include "posbias/kernel/annihilating_product.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/relative_position_table.hpp"
 #include "posbias/kernel/workspace.hpp"
@@ -90,9 +91,9 @@ class PositionScores {
       for (Index d = 0; d < features_; ++d)
         grad_content[i * stride + coordinate * features_ + d] += product.data()[i * columns + d];
 
-    multiply<Sum::fresh>(positions, features_, tokens, Factor<Scalar>{grad_scores, 1, window.width},
-                         pack(features_of(content, stride, coordinate), tokens, features_, packed.data()),
-                         product.data(), columns);
+    multiply_annihilating<Sum::fresh>(positions, features_, tokens, Factor<Scalar>{grad_scores, 1, window.width},
+                                      pack(features_of(content, stride, coordinate), tokens, features_, packed.data()),
+                                      product.data(), columns);
     double* to = grad_table + first_row * outputs_ + static_cast<Index>(number(head, coordinate)) * features_;
     for (Index p = 0; p < positions; ++p)
       for (Index d = 0; d < features_; ++d)

@@ -121,6 +121,7 @@ class RelativeAttentionBackward {
       }
       pass_.project_keys(n, h_, k_.data());
       k_by_key_ = pack(Factor<Scalar>{k_.data(), pass_.width, 1}, pass_.keys, pass_.H, packed_k_.data());
+      k_is_finite_ = !call_.hides() || all_finite(packed_k_.data(), packed_size<Scalar>(pass_.keys, pass_.H));
       std::fill_n(grad_k_.data(), pass_.keys * pass_.width, Scalar(0));
       if (call_.p2c) {
         grad_key_scores_.lay_out(pass_.ranges_of_keys[static_cast<std::size_t>(n)], pass_.keys);
@@ -134,10 +135,11 @@ class RelativeAttentionBackward {
       pass_.project_queries(n, first, count, h_, q_.data());
       std::fill_n(grad_q_.data(), count * pass_.width, Scalar(0));
       if (call_.c2c) {
-        pass_.multiply_by_keys(count, pass_.H, grad_logits_.data(), k_by_key_, grad_q_.data());
-        multiply<Sum::added>(pass_.keys, pass_.H, count, grad_logits.transposed(),
-                             pack(Factor<Scalar>{q_.data(), pass_.width, 1}, count, pass_.H, packed_q_.data()),
-                             grad_k_.data(), pass_.width);
+        pass_.multiply_by_keys(count, pass_.H, grad_logits_.data(), k_by_key_, k_is_finite_, grad_q_.data());
+        multiply_annihilating<Sum::added>(
+            pass_.keys, pass_.H, count, grad_logits.transposed(),
+            pack(Factor<Scalar>{q_.data(), pass_.width, 1}, count, pass_.H, packed_q_.data()), grad_k_.data(),
+            pass_.width);
       }
       const auto reads = pass_.reads_of_queries(n, first, count);
       for (Index x = 0; x < call_.coordinates(); ++x) {
@@ -194,16 +196,22 @@ class RelativeAttentionBackward {
         const Scalar part = pass_.weigh(n, first + i, h_, row);
         weights *= part;
         pass_.drop(n, first + i, h_, grad.data());
+        const auto leave_out_hidden = [&] {
+          if (call_.hides()) grad = (weights == Scalar(0)).select(Scalar(0), grad);
+        };
+        leave_out_hidden();
         double mean = 0;
         pass_.for_each_key_block([&](Index first_key, Index keys) {
           mean += static_cast<double>((weights.segment(first_key, keys) * grad.segment(first_key, keys)).sum());
         });
         grad = weights * (grad - static_cast<Scalar>(mean));
+        leave_out_hidden();
         pass_.for_each_masked(n, first + i, h_, [&](Index j) { grad[j] = 0; });
         pass_.drop(n, first + i, h_, row);
       }
-      multiply<Sum::added>(pass_.keys, pass_.Hv, count, Factor<Scalar>{weights_.data(), 1, pass_.key_width},
-                           pack(grad_out, count, pass_.Hv, packed_grad_out_.data()), grad_v_.data(), pass_.value_width);
+      multiply_annihilating<Sum::added>(
+          pass_.keys, pass_.Hv, count, Factor<Scalar>{weights_.data(), 1, pass_.key_width},
+          pack(grad_out, count, pass_.Hv, packed_grad_out_.data()), grad_v_.data(), pass_.value_width);
     }
 
     /// Calls `visit(j, entry)` for the keys of a query.
@@ -232,6 +240,7 @@ class RelativeAttentionBackward {
     Workspace<Scalar> query_scores_;     // gradients, of a block of queries
     KeyScores<Scalar> grad_key_scores_;  // of all keys
     Panels<Scalar> k_by_key_{}, v_by_feature_{};
+    bool k_is_finite_ = true;
   };
 
   Pass pass_;

@@ -64,6 +64,8 @@ struct RelativeAttentionViews {
   [[nodiscard]] Index head_size() const { return parameters.key.outputs() / heads; }
   [[nodiscard]] Index pooled_heads() const { return heads - additional_heads; }
   [[nodiscard]] bool pools(Index head) const { return values && head >= additional_heads; }
+  /// Whether a pair may be hidden, and so have a weight of 0 beside whatever is in memory.
+  [[nodiscard]] bool hides() const { return mask.given() || base_attn.given(); }
   /// Features of a head of the values, if there are any.
   [[nodiscard]] Index value_size() const { return values ? parameters.value->outputs() / pooled_heads() : 0; }
   [[nodiscard]] Index coordinates() const { return index ? parameters.table->key.groups() : 0; }

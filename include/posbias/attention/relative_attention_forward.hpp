@@ -54,6 +54,7 @@ class RelativeAttentionForward {
   struct KeyHead {
     Workspace<Scalar> k_memory, v_memory;
     Panels<Scalar> k_by_feature, v;  // (H, keys), (keys, Hv)
+    bool v_is_finite = true;
     KeyScores<Scalar> scores;
   };
 
@@ -78,6 +79,7 @@ class RelativeAttentionForward {
     pass_.project_values(n, h, rows.data());
     head.v_memory.make_room(packed_size<Scalar>(pass_.keys, pass_.Hv));
     head.v = pack(Factor<Scalar>{rows.data(), pass_.value_width, 1}, pass_.keys, pass_.Hv, head.v_memory.data());
+    head.v_is_finite = !call_.hides() || all_finite(head.v.data, packed_size<Scalar>(pass_.keys, pass_.Hv));
   }
 
   /// Some queries of a batch entry, all heads.
@@ -119,7 +121,10 @@ class RelativeAttentionForward {
     const auto& strides = call_.base_attn.entries.strides;
     call_.base_attn.visit_batch(n, [&](const auto* first) {
       const auto* from = first + i * strides[0] + h * strides[2];
-      for (Index j = 0; j < pass_.keys; ++j) row[j] += static_cast<Scalar>(from[j * strides[1]]);
+      for (Index j = 0; j < pass_.keys; ++j) {
+        const auto base = static_cast<Scalar>(from[j * strides[1]]);
+        row[j] = visible_or_hidden(!is_minus_infinity(base), row[j] + base);
+      }
     });
     const auto& head_bias = call_.parameters.bias;
     const Scalar bias = head_bias ? (*head_bias)(h) : Scalar(0);
@@ -135,7 +140,7 @@ class RelativeAttentionForward {
       parts.data()[i] = pass_.weigh(n, first + i, h, row);
       pass_.drop(n, first + i, h, row);
     }
-    pass_.multiply_by_keys(count, pass_.Hv, tile.data(), keys.v, out.data());
+    pass_.multiply_by_keys(count, pass_.Hv, tile.data(), keys.v, keys.v_is_finite, out.data());
     const Index feature = (h - call_.additional_heads) * pass_.Hv;
     for (Index i = 0; i < count; ++i) {
       Scalar* to = pooled_.batch(n) + (first + i) * pooled_.strides[0] + feature * pooled_.strides[1];

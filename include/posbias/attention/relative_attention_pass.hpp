@@ -18,7 +18,9 @@
 #include "posbias/attention/relative_attention_call.hpp"
 #include "posbias/attention/relative_index.hpp"
 #include "posbias/core/executor.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/tensor_view.hpp"
+#include "posbias/kernel/annihilating_product.hpp"
 #include "posbias/kernel/exponential.hpp"
 #include "posbias/kernel/linear.hpp"
 #include "posbias/kernel/product.hpp"
@@ -33,7 +35,6 @@ class RelativeAttentionPass {
   using Scores = PositionScores<Scalar>;
   using Reads = RelativeIndex::Reads;
   static constexpr Index together = RelativeIndex::together;
-  static constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
 
   RelativeAttentionPass(const Views& views, typename Scores::For what)
       : call(views),
@@ -82,15 +83,15 @@ class RelativeAttentionPass {
     using Values = Eigen::Map<Lane<Scalar>>;
     constexpr Scalar masked = -10000;
     for_each_masked(n, i, h, [&](Index j) { row[j] = masked; });
-    std::fill(row + keys, row + key_width, -infinity);
-    Lane<Scalar> most = Lane<Scalar>::Constant(-infinity);
+    std::fill(row + keys, row + key_width, minus_infinity<Scalar>());
+    Lane<Scalar> most = Lane<Scalar>::Constant(std::numeric_limits<Scalar>::lowest());
     for (Index j = 0; j < key_width; j += lanes<Scalar>) most = (most.max)(Values(row + j));
-    const Scalar top = most.maxCoeff(), reference = top == -infinity ? Scalar(0) : top;
+    const Scalar top = most.maxCoeff();
     double sum = 0;
     for_each_key_block([&](Index first, Index count) {
       Lane<Scalar> sums = Lane<Scalar>::Zero();
       for (Index j = first; j < first + whole_lanes<Scalar>(count); j += lanes<Scalar>) {
-        const Lane<Scalar> weight = exponential_(Values(row + j) - reference);
+        const Lane<Scalar> weight = exponential_(Values(row + j) - top);
         Values(row + j) = weight;
         sums += weight;
       }
@@ -106,13 +107,15 @@ class RelativeAttentionPass {
     for (Index first = 0; first < keys; first += most) visit(first, (std::min)(most, keys - first));
   }
 
-  /// product (rows, features in whole lanes) = a (rows, keys), its rows `key_width` apart, · b (keys, features).
-  void multiply_by_keys(Index rows, Index features, const Scalar* a, const Panels<Scalar>& b, Scalar* product) const {
+  /// product (rows, features in whole lanes) = a (rows, keys), its rows `key_width` apart, · b (keys, features). Keys whose
+  /// factor is 0 have no influence, even if b is not finite.
+  void multiply_by_keys(Index rows, Index features, const Scalar* a, const Panels<Scalar>& b, bool b_is_finite,
+                        Scalar* product) const {
     const Index product_width = whole_lanes<Scalar>(features);
     std::fill_n(product, rows * product_width, Scalar(0));
     for_each_key_block([&](Index first, Index count) {
-      multiply<Sum::added>(rows, features, count, Factor<Scalar>{a + first, key_width, 1}, b.from(first, 0), product,
-                           product_width);
+      const auto add_product = b_is_finite ? multiply<Sum::added, Scalar> : multiply_annihilating<Sum::added, Scalar>;
+      add_product(rows, features, count, {a + first, key_width, 1}, b.from(first, 0), product, product_width);
     });
   }
 

@@ -18,7 +18,6 @@
 #include <cmath>
 #include <concepts>
 #include <cstddef>
-#include <limits>
 #include <optional>
 #include <string_view>
 #include <type_traits>
@@ -149,15 +148,12 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
   });
 }
 
-/// Whether rounding log_sum_exp to its scalar changed weights by no more than about 1e-5 (float) or 1e-14 (double).
 template <class Scalar>
-bool is_precise(const TensorView<const Scalar, 2>& log_sum_exp) {
+bool all_precise(const TensorView<const Scalar, 2>& log_sum_exp) {
   for (Index n = 0; n < log_sum_exp.batches(); ++n)
     for (Index h = 0; h < log_sum_exp.shape[0]; ++h)
-      for (Index i = 0; i < log_sum_exp.shape[1]; ++i) {
-        const Scalar value = log_sum_exp.batch(n)[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]];
-        if (value != -std::numeric_limits<Scalar>::infinity() && !(std::abs(value) <= 100)) return false;
-      }
+      for (Index i = 0; i < log_sum_exp.shape[1]; ++i)
+        if (!is_precise(log_sum_exp.batch(n)[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]])) return false;
   return true;
 }
 
@@ -181,18 +177,17 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
     std::vector<Scalar> found;
     TensorView<const Scalar, 2> top = log_sum_exp, log_sum;
-    if (log_sum_exp.data == nullptr || !is_precise(log_sum_exp)) {
+    if (log_sum_exp.data == nullptr || !all_precise(log_sum_exp)) {
       using Rows = Eigen::TensorMap<Eigen::Tensor<Scalar, 3, Eigen::RowMajor>>;
       const Index rows = tiles.batches() * tiles.heads() * tiles.queries();
-      found.resize(static_cast<std::size_t>(3 * rows));
+      found.resize(static_cast<std::size_t>(2 * rows));
       const auto part = [&](Index i) -> TensorView<Scalar, 2> {
         const Rows values(found.data() + i * rows, tiles.batches(), tiles.heads(), tiles.queries());
         return view<2>(values);
       };
-      attention_forward(tiles, AttentionResults<Scalar>{{}, part(0), part(1), part(2)}, at.executor);
-      const bool precise = is_precise<Scalar>(part(0));  // then the same bits as with a log_sum_exp that is given
-      top = part(precise ? 0 : 1);
-      if (!precise) log_sum = part(2);
+      attention_forward(tiles, AttentionResults<Scalar>{.top = part(0), .log_sum = part(1)}, at.executor);
+      top = part(0);
+      log_sum = part(1);
     }
     std::fill_n(grad_q.data(), grad_q.size(), Scalar(0));
     std::fill_n(grad_k.data(), grad_k.size(), Scalar(0));
@@ -213,8 +208,9 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
 /// Writes out = softmax(scale·q·kᵀ + bias + mask)·v. Queries that may see no key get zeros. q, k and v stay as they are.
 /// Cost: 4·L1·L2·NH·H multiplications and additions, half of that if causal, and what the module's hooks cost. Memory:
 /// the module's O((L1+L2)·dim) at most, copies of what it modifies of q, k and v, O(L1+L2) if causal, and O(H) a thread.
-/// Bitwise the same for any number of threads and, if v is finite, for some of the queries by themselves. Throws
-/// ShapeError, OptionError, PositionError.
+/// Bitwise the same for any number of threads and for some of the queries by themselves. A pair that is hidden, by
+/// `causal`, by false or -inf in a mask or by a bias of -inf, has no influence, whatever is in memory. Throws ShapeError,
+/// OptionError, PositionError.
 template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
           detail::WritableLike<Q> Out>
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options = {}) {

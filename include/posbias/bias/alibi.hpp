@@ -20,12 +20,12 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "posbias/bias/relative_bias.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/kernel/divide.hpp"
 
 namespace posbias {
@@ -98,9 +98,12 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
       for (std::size_t d = 0; d < relative.size(); ++d) value[d] = static_cast<Scalar>(penalty(h, distances[d]));
       if (!looks_one_way(h)) continue;
       for (std::size_t d = 0; d < relative.size(); ++d)
-        if (blocked(h, relative[d])) value[d] = -std::numeric_limits<Scalar>::infinity();
+        value[d] = detail::visible_or_hidden(!blocked(h, relative[d]), value[d]);
     }
   }
+
+  /// Whether the bias may be -inf.
+  [[nodiscard]] bool hides() const { return options_.asymmetric; }
 
   /// Adjoint of `evaluate`: with y = |r| / divisor the bias is -slope·y; what is blocked does not move.
   void evaluate_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,

@@ -31,6 +31,7 @@
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/bias/relative_columns.hpp"
 #include "posbias/core/executor.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/sums.hpp"
 #include "posbias/kernel/workspace.hpp"
@@ -307,6 +308,9 @@ class PreparedQueryBias {
       const Panels<Scalar> r_by_column = rows_of_r(block, tile.head + h, to);
       std::fill_n(grad_content.data(), block.queries * features, Scalar(0));
       const LogitTile<const Scalar> side_by_side = with_keys_together(tile, block, h, rows);
+      for (Index i = 0; i < block.queries; ++i)  // hidden from all keys, it may be NaN
+        if (detail::all_zero(side_by_side.row(0, i), tile.keys, 1))
+          std::fill_n(content.data() + i * head_dim(), head_dim(), Scalar(0));
       for (const detail::ColumnStrip& strip : block.strips) {
         const Index width = detail::whole_lanes<Scalar>(strip.width());
         gradient.make_room(block.queries * width);

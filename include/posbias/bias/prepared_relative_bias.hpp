@@ -17,6 +17,7 @@
 #include "posbias/bias/relative_columns.hpp"
 #include "posbias/bias/toeplitz.hpp"
 #include "posbias/core/executor.hpp"
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/parameters.hpp"
 
 namespace posbias {
@@ -67,20 +68,24 @@ class PreparedRelativeBias {
               {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
               pieces);
         });
-    } else if (tabulated()) {
-      for_each_slice(tile, [&](Scalar* logits, Index begin, Index count) {
-        detail::add_values<onto>(table_.data() + begin, count, logits, tile.key_stride);
-      });
     } else {
-      std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
-      columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
-        bias_->evaluate_heads(relative, tile.head, tile.heads, values.data());
-        const auto count = static_cast<Index>(relative.size());
-        for (Index h = 0; h < tile.heads; ++h)
-          detail::add_values<onto>(values.data() + h * count, count, tile.row(h, i) + skip * tile.key_stride,
-                                   tile.key_stride);
+      for_each_value(tile, [&](const Scalar* values, Index count, Scalar* logits) {
+        detail::add_values<onto>(values, count, logits, tile.key_stride);
       });
     }
+  }
+
+  /// Whether the bias may be -inf.
+  [[nodiscard]] bool hides() const { return bias_->hides(); }
+
+  /// Makes -inf the logits where the bias is, which a NaN would not become by adding it.
+  void hide(const LogitTile<Scalar>& tile) const {
+    for_each_value(tile, [&](const Scalar* values, Index count, Scalar* logits) {
+      for (Index j = 0; j < count; ++j) {
+        Scalar& logit = logits[j * tile.key_stride];
+        logit = detail::visible_or_hidden(!detail::is_minus_infinity(values[j]), logit);
+      }
+    });
   }
 
   /// The gradients of q and k do not matter here: the bias does not look at them.
@@ -148,6 +153,21 @@ class PreparedRelativeBias {
   template <class S>
   [[nodiscard]] Index first_value(const LogitTile<S>& tile, Index h) const {
     return (tile.head + h) * width();
+  }
+
+  /// Calls `visit(values of the bias, count, first logit)` for all logits of a tile that have one.
+  template <class Visit>
+  void for_each_value(const LogitTile<Scalar>& tile, const Visit& visit) const {
+    if (tabulated())
+      return for_each_slice(
+          tile, [&](Scalar* logits, Index begin, Index count) { visit(table_.data() + begin, count, logits); });
+    std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
+    columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
+      bias_->evaluate_heads(relative, tile.head, tile.heads, values.data());
+      const auto count = static_cast<Index>(relative.size());
+      for (Index h = 0; h < tile.heads; ++h)
+        visit(values.data() + h * count, count, tile.row(h, i) + skip * tile.key_stride);
+    });
   }
 
   /// Calls `visit(first logit, first value of the table, count)` for every slice of the table that meets the tile: found

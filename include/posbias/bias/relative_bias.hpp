@@ -34,7 +34,8 @@ concept RelativeBiasModule = requires(const M& m, std::span<const double> relati
 ///   - `void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const`: the bias
 ///     (heads, relative.size()), row-major, of heads [head, head + heads) at key minus query positions;
 ///   - `void evaluate_backward(relative, head, heads, const double* grad_values, Gradients&) const`: its adjoint;
-///     both may take a `const Executor&` behind these, if there is work in them for several threads.
+///     both may take a `const Executor&` behind these, if there is work in them for several threads;
+///   - `bool hides() const`, if the bias may be -inf, which hides a key: no other bias has to look for it.
 ///
 /// Both look at each relative position by itself, so a value does not depend on what it is evaluated with.
 template <class Derived, class Scalar_, class Parameters = NoParameters>
@@ -47,6 +48,9 @@ class RelativeBias : public Module<Derived, Parameters> {
   static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
   using Prepared = PreparedRelativeBias<Derived>;  ///< what adds itself to tiles
   static constexpr bool integers_only = false;     ///< positions may be reals
+
+  /// Whether the bias may be -inf.
+  [[nodiscard]] bool hides() const { return false; }
 
   /// Adds the bias to an additive mask (B, *, NH, L1, L2). Queries and keys without a position get none. Cost: one
   /// pass over the mask, and one evaluation a head for each distinct relative position: L1+L2-1 at consecutive ones.

@@ -200,8 +200,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
 
   /// Every distance has an r of its own.
   [[nodiscard]] static std::pair<double, double> ends() {
-    constexpr double infinity = std::numeric_limits<double>::infinity();
-    return {-infinity, infinity};
+    return {std::numeric_limits<double>::lowest(), (std::numeric_limits<double>::max)()};
   }
 
   /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of a distance

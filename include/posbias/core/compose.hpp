@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
 
@@ -82,6 +83,14 @@ class PreparedCompose {
 
   void add_to(const auto& tile) const {
     for_each_part([&](auto i) { std::get<i>(parts_).add_to(tile); });
+  }
+
+  [[nodiscard]] bool hides() const {
+    return std::apply([](const auto&... part) { return (hides_keys(part) || ...); }, parts_);
+  }
+
+  void hide(const auto& tile) const {
+    for_each_part([&](auto i) { hide_keys(std::get<i>(parts_), tile); });
   }
 
   [[nodiscard]] bool heads_are_independent() const {

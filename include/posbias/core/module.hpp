@@ -12,10 +12,10 @@
 
 #include <algorithm>
 #include <concepts>
-#include <limits>
 #include <string_view>
 #include <type_traits>
 
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/positions.hpp"
@@ -73,7 +73,7 @@ void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
           const auto value = from.batch(n)[h * from.strides[0] + i * from.strides[1] + j * from.strides[2]];
           Scalar& entry = to.batch(n)[h * to.strides[0] + (i + top) * to.strides[1] + (j + left) * to.strides[2]];
           if constexpr (TensorOf<Smaller, bool>)
-            entry = value ? Scalar(0) : -std::numeric_limits<Scalar>::infinity();
+            entry = visible_or_hidden(value, Scalar(0));
           else
             entry = value;
         }
@@ -241,7 +241,8 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   ///   - `accumulate(tile of the gradient, sums)`: its tiles come one after another, unless they are of different heads
   ///     and `heads_are_independent()`;
   ///   - `accumulates()`: whether anything comes of that; if not it may be left out;
-  ///   - `finish(sums, grads)`, which adds to the parameters' gradients.
+  ///   - `finish(sums, grads)`, which adds to the parameters' gradients;
+  ///   - if it may be -inf, which hides keys, `hides()`, and `hide(tile)`, which makes -inf the logits where it is.
   /// A module with a `mod_mask` of its own also has a `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::leaves_mask_alone<Derived>

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -167,7 +168,7 @@ class SinusoidMaker {
 
   /// The rows of a position without its last digits, kept for the next one, which mostly shares them.
   struct Prefix {
-    std::array<double, places + 1> position;
+    std::array<std::optional<double>, places + 1> position;
     std::array<Row, places + 1> row;
   };
 
@@ -194,7 +195,6 @@ class SinusoidMaker {
   template <SinusoidLayout layout, class Scalar>
   void fill_rows(std::span<const double> positions, Scalar* rows) const {
     Prefix prefix;
-    prefix.position.fill(std::numeric_limits<double>::quiet_NaN());
     for (Row& row : prefix.row) row.make_room(width());
     for (const double position : positions) {  // digits are those of the distance from 0
       const double distance = std::abs(position);

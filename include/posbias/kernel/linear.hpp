@@ -16,6 +16,7 @@
 #include "posbias/core/executor.hpp"
 #include "posbias/core/parameters.hpp"
 #include "posbias/core/tensor_view.hpp"
+#include "posbias/kernel/annihilating_product.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/workspace.hpp"
 
@@ -125,8 +126,8 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
         for (Index d = 0; d < inputs; ++d) x_rows.data()[i * width + d] = from[d * x.strides[1]];
       }
       const Scalar* gradient = grad_y + first * outputs + first_output;
-      multiply<Sum::fresh>(rows, inputs, count, Factor<Scalar>{gradient, 1, outputs},
-                           Panels<Scalar>::of_rows(x_rows.data(), width), product.data(), width);
+      multiply_annihilating<Sum::fresh>(rows, inputs, count, Factor<Scalar>{gradient, 1, outputs},
+                                        Panels<Scalar>::of_rows(x_rows.data(), width), product.data(), width);
       weight_sums += Eigen::Map<const Values>(product.data(), rows * width).template cast<double>();
       for (Index i = 0; i < count; ++i)
         bias_sums += Eigen::Map<const Values>(gradient + i * outputs, rows).template cast<double>();

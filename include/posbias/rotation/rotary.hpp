@@ -33,6 +33,7 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/divide.hpp"
@@ -287,6 +288,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Adds `scaled` times the gradients by the angles of a head's pairs.
   void add_turns(const Scalar* grad, Index grad_stride, const Scalar* value, Index value_stride, double scaled,
                  std::vector<double>& sums) const {
+    if (detail::all_zero(grad, options_.head_dim, grad_stride)) return;  // hidden, so that the value may be NaN
     const auto add = [&](auto grad_step, auto grad_partner, auto value_step, auto value_partner) {
       double* __restrict sum = sums.data();
       for (Index i = 0; i < std::ssize(sums); ++i) {

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+/// \file
+/// -inf as data, the logit of a hidden key: written and recognised by its bits.
+///
+/// -ffast-math and -ffinite-math-only let compilers assume that no number is infinite or NaN: a comparison with infinity
+/// is folded away, and with clang an infinite constant makes the whole expression undefined. Integers are left alone.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#include "posbias/core/index.hpp"
+
+namespace posbias::detail {
+
+/// The integer with the bits of a float or double.
+template <class Scalar>
+using Bits = std::conditional_t<sizeof(Scalar) == 4, std::uint32_t, std::uint64_t>;
+
+template <class Scalar>
+constexpr Bits<Scalar> sign_bit = Bits<Scalar>{1} << (8 * sizeof(Scalar) - 1);
+/// The bits of infinity: of the exponents, and none below.
+template <class Scalar>
+constexpr Bits<Scalar> infinity_bits = sizeof(Scalar) == 4 ? 0x7f800000U : 0x7ff0000000000000U;
+
+template <class Scalar>
+constexpr Scalar minus_infinity() {
+  return std::bit_cast<Scalar>(infinity_bits<Scalar> | sign_bit<Scalar>);
+}
+
+template <class Scalar>
+constexpr bool is_minus_infinity(Scalar value) {
+  return std::bit_cast<Bits<Scalar>>(value) == (infinity_bits<Scalar> | sign_bit<Scalar>);
+}
+
+/// The value if it is visible, or else -inf.
+template <class Scalar>
+constexpr Scalar visible_or_hidden(bool visible, Scalar value) {
+  return std::bit_cast<Scalar>(visible ? std::bit_cast<Bits<Scalar>>(value) : infinity_bits<Scalar> | sign_bit<Scalar>);
+}
+
+/// Whether values `stride` apart are all 0: no gradient comes of them, whatever they are multiplied by.
+template <class Scalar>
+bool all_zero(const Scalar* values, Index count, Index stride) {
+  Index i = 0;
+  while (i < count && values[i * stride] == 0) ++i;
+  return i == count;
+}
+
+/// Whether none of some values is infinite or NaN.
+template <class Scalar>
+bool all_finite(const Scalar* values, Index count) {
+  constexpr Bits<Scalar> lowest_exponent_bit = infinity_bits<Scalar> & (~infinity_bits<Scalar> + 1);
+  Bits<Scalar> carries = 0;  // into the sign, where all bits of the exponent are set
+  for (Index i = 0; i < count; ++i) {
+    const Bits<Scalar> magnitude = std::bit_cast<Bits<Scalar>>(values[i]) & ~sign_bit<Scalar>;
+    carries |= magnitude + lowest_exponent_bit;
+  }
+  return (carries & sign_bit<Scalar>) == 0;
+}
+
+/// Whether what is prepared may be -inf, which hides keys.
+template <class Prepared>
+bool hides_keys(const Prepared& prepared) {
+  if constexpr (requires { prepared.hides(); })
+    return prepared.hides();
+  else
+    return false;
+}
+
+/// Makes -inf the logits of a tile where what is prepared is, whatever they were.
+template <class Prepared, class Tile>
+void hide_keys(const Prepared& prepared, const Tile& tile) {
+  if constexpr (requires { prepared.hide(tile); }) prepared.hide(tile);
+}
+
+}  // namespace posbias::detail
