@@ -112,16 +112,30 @@ TEST_CASE("a mask is of either layout, and leading dimensions of queries may be 
 }
 
 TEST_CASE("a hidden key is -inf whatever its logit was, a visible one is left as it was", "[attention]") {
-  Eigen::Tensor<bool, 1> mask(4);
-  mask.setValues({false, true, false, true});
+  Eigen::Tensor<bool, 1> bools(4);
+  bools.setValues({false, true, false, true});
+  Eigen::Tensor<double, 1> numbers(4);
+  numbers.setValues({-infinity, 0, -infinity, -0.0});
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-  std::vector<double> logits{nan, nan, infinity, -0.0};
-  BroadcastMask("attention", mask, shape_of({}, 1, 1, 4))
-      .add_to(LogitTile<double>{logits.data(), 4, 4, 1, 0, 0, 1, 0, 1, 0, 4});
-  CHECK(logits[0] == -infinity);
-  CHECK(std::isnan(logits[1]));
-  CHECK(logits[2] == -infinity);
-  CHECK((logits[3] == 0 && std::signbit(logits[3])));
+  for (const posbias::AttentionMask& mask : {posbias::AttentionMask(bools), posbias::AttentionMask(numbers)}) {
+    std::vector<double> logits{nan, nan, infinity, -0.0};
+    const LogitTile<double> tile{logits.data(), 4, 4, 1, 0, 0, 1, 0, 1, 0, 4};
+    const BroadcastMask broadcast("attention", mask, shape_of({}, 1, 1, 4));
+    CHECK(broadcast.add_to(tile));
+    CHECK(logits[0] == -infinity);
+    CHECK(std::isnan(logits[1]));
+    CHECK(logits[2] == -infinity);
+    CHECK((logits[3] == 0 && std::signbit(logits[3])));
+    CHECK_FALSE(broadcast.add_to(LogitTile<double>{&logits[3], 4, 4, 1, 0, 0, 1, 0, 1, 3, 1}));
+  }
+  // What is below the range of the logits' scalar counts as infinite, not what is its lowest number.
+  Eigen::Tensor<double, 1> wide(2);
+  wide.setValues({-1e300, static_cast<double>(std::numeric_limits<float>::lowest())});
+  std::vector<float> logits{1, 1};
+  CHECK(BroadcastMask("attention", wide, shape_of({}, 1, 1, 2))
+            .add_to(LogitTile<float>{logits.data(), 2, 2, 1, 0, 0, 1, 0, 1, 0, 2}));
+  CHECK(logits[0] == -std::numeric_limits<float>::infinity());
+  CHECK(logits[1] == std::numeric_limits<float>::lowest());
 }
 
 TEST_CASE("no mask adds nothing", "[attention]") {
