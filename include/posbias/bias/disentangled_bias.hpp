@@ -29,7 +29,7 @@
 #include "posbias/bias/content_bias.hpp"
 #include "posbias/bias/prepared_query_bias.hpp"
 #include "posbias/core/attention_terms.hpp"
-#include "posbias/core/memory.hpp"
+#include "posbias/core/standard.hpp"
 #include "posbias/kernel/bucketing.hpp"
 #include "posbias/kernel/relative_position_table.hpp"
 

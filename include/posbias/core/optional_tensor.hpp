@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "posbias/core/memory.hpp"
+#include "posbias/core/standard.hpp"
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {

@@ -20,12 +20,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <ranges>
 #include <utility>
 #include <vector>
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/executor.hpp"
+#include "posbias/core/standard.hpp"
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {

@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "posbias/core/error.hpp"
-#include "posbias/core/memory.hpp"
 #include "posbias/core/positions.hpp"
+#include "posbias/core/standard.hpp"
 #include "posbias/kernel/frequencies.hpp"
 #include "posbias/kernel/token_rows.hpp"
 

@@ -29,7 +29,7 @@
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/index.hpp"
-#include "posbias/core/memory.hpp"
+#include "posbias/core/standard.hpp"
 
 namespace posbias {
 namespace detail {

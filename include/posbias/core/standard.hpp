@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Smart pointers, where `min` and `max` are macros, too: libstdc++'s <memory> has functions of these names.
+/// Standard headers in which libstdc++ has functions named min and max, included where these are macros, too.
 #pragma once
 
 #pragma push_macro("min")
@@ -8,5 +8,6 @@
 #undef min
 #undef max
 #include <memory>
+#include <ranges>
 #pragma pop_macro("max")
 #pragma pop_macro("min")
