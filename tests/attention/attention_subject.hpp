@@ -141,8 +141,8 @@ enum class Scheme {
   rotary_disentangled,  ///< integers only; its bias looks at keys too
 };
 
-/// Those for tensors of `S`: all for double; what differs between scalars does not depend on the module, so float gets
-/// none, one that adds to logits, and one that also changes q and k.
+/// Those for tensors of `S`: all but one for double, most for float. Without POSBIAS_TEST_FLOAT, float has no module, one
+/// that adds to logits, and one that also changes q and k.
 template <class S>
 [[nodiscard]] std::vector<Scheme> schemes();
 

@@ -19,13 +19,6 @@
 #include "support/numbers.hpp"
 #include "support/thread_runner.hpp"
 
-// What takes long to compile is compiled once: in float here, in double beside the recorded runs.
-template class posbias::detail::RelativeAttentionForward<float>;
-template class posbias::detail::RelativeAttentionBackward<float>;
-extern template class posbias::detail::RelativeAttentionForward<double>;
-extern template class posbias::detail::RelativeAttentionBackward<double>;
-extern template class posbias::RelativeAttention<double>;
-
 using namespace posbias;
 using namespace posbias_test;
 using posbias::Index;

@@ -19,13 +19,6 @@
 #include "support/golden.hpp"
 #include "support/numbers.hpp"
 
-// What takes long to compile is compiled once: in double here, in float beside the laws.
-extern template class posbias::detail::RelativeAttentionForward<float>;
-extern template class posbias::detail::RelativeAttentionBackward<float>;
-template class posbias::detail::RelativeAttentionForward<double>;
-template class posbias::detail::RelativeAttentionBackward<double>;
-template class posbias::RelativeAttention<double>;
-
 namespace {
 
 using namespace posbias;

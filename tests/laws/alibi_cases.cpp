@@ -8,7 +8,7 @@ namespace {
 
 using posbias::ALiBi;
 
-const bool added[] = {
+const bool added_alibi[] = {
     add_case(
         "ALiBi 3 heads", []<class S>() { return ALiBi<S>({.n_heads = 3}); }, truths::alibi({.NH = 3, .used = 3}, 1)),
     add_case(

@@ -77,7 +77,7 @@ void check_chunks(const Subject<S>& subject, const Scene& scene, const Bundle<S>
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("whole, in chunks and one token at a time are the same bits", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("whole, in chunks and one token at a time are the same bits", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   for_each_scene<S>(&Case<S>::small, [](const Case<S>& law_case, const Scene& scene, const auto& in, const auto& out) {
     check_chunks(*law_case.subject, scene, in, out, 1);
@@ -85,14 +85,14 @@ TEMPLATE_TEST_CASE("whole, in chunks and one token at a time are the same bits",
   });
 }
 
-TEMPLATE_TEST_CASE("chunks across the blocks of loops are the same bits", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("chunks across the blocks of loops are the same bits", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   for_each_scene<S>(&Case<S>::large, [](const Case<S>& law_case, const Scene& scene, const auto& in, const auto& out) {
     check_chunks(*law_case.subject, scene, in, out, 48);
   });
 }
 
-TEMPLATE_TEST_CASE("batch entries do not see each other, and may change places", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("batch entries do not see each other, and may change places", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   for_each_scene<S>(&Case<S>::small, [](const Case<S>& law_case, const Scene& scene, const auto& in, const auto& out) {
     const Subject<S>& subject = *law_case.subject;
@@ -119,7 +119,7 @@ TEST_CASE("an entry without leading dimensions is an entry of a batch", "[laws]"
 }
 #endif
 
-TEMPLATE_TEST_CASE("ranks, layouts and maps are the same bits, forward and backward", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("ranks, layouts and maps are the same bits, forward and backward", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());
   for (const Case<S>& law_case : cases<S>()) {
@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("ranks, layouts and maps are the same bits, forward and backw
   }
 }
 
-TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   ThreadRunner runner;
   REQUIRE_FALSE(cases<S>().empty());
@@ -165,7 +165,7 @@ TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[l
   }
 }
 
-TEMPLATE_TEST_CASE("const calls from eight threads at once give the same bits", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("const calls from eight threads at once give the same bits", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());
   for (const Case<S>& law_case : cases<S>()) {
@@ -196,7 +196,7 @@ TEMPLATE_TEST_CASE("const calls from eight threads at once give the same bits", 
   }
 }
 
-TEMPLATE_TEST_CASE("copies and moves behave as the original, which they outlive", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("copies and moves behave as the original, which they outlive", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   for_each_scene<S>(&Case<S>::small, [](const Case<S>& law_case, const Scene& scene, const auto& in, const auto& out) {
     auto original = law_case.subject->copy();
@@ -219,12 +219,12 @@ TEMPLATE_TEST_CASE("copies and moves behave as the original, which they outlive"
     assigned->assign(*moved);
     moved.reset();
     CHECK(differing(forward(*assigned, in, scene), out) == "");
-    CHECK(differing(assigned->parameters(), law_case.subject->parameters()) == "");
+    CHECK(posbias_test::differing(assigned->parameters(), law_case.subject->parameters()) == "");
   });
 }
 
-TEMPLATE_TEST_CASE("a range, the same positions listed, and any type of them are the same bits", "[laws]", float,
-                   double) {
+TEMPLATE_TEST_CASE("a range, the same positions listed, and any type of them are the same bits", "[laws]",
+                   POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());
   for (const Case<S>& law_case : cases<S>()) {
@@ -258,7 +258,8 @@ TEMPLATE_TEST_CASE("a range, the same positions listed, and any type of them are
   }
 }
 
-TEMPLATE_TEST_CASE("integers and reals of every type agree where they are not consecutive", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("integers and reals of every type agree where they are not consecutive", "[laws]",
+                   POSBIAS_LAW_SCALARS) {
   using S = TestType;
   for_each_scene<S>(&Case<S>::small, [](const Case<S>& law_case, Scene scene, const auto& in, const auto& out) {
     // Up to 2^24 every one of these positions is exact in float; up to 2^31, the integers in int32.
@@ -275,7 +276,7 @@ TEMPLATE_TEST_CASE("integers and reals of every type agree where they are not co
   });
 }
 
-TEMPLATE_TEST_CASE("a bias does not see an offset of all positions, however large", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("a bias does not see an offset of all positions, however large", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   for_each_scene<S>(&Case<S>::small, [](const Case<S>& law_case, const Scene& scene, const auto& in, const auto& out) {
     if (!law_case.truth.bias) return;
@@ -287,7 +288,7 @@ TEMPLATE_TEST_CASE("a bias does not see an offset of all positions, however larg
   });
 }
 
-TEMPLATE_TEST_CASE("zero batch entries with a row of positions each", "[laws]", float, double) {
+TEMPLATE_TEST_CASE("zero batch entries with a row of positions each", "[laws]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());
   for (const Case<S>& law_case : cases<S>()) {
@@ -302,7 +303,7 @@ TEMPLATE_TEST_CASE("zero batch entries with a row of positions each", "[laws]", 
       const Bundle<S> out = forward(*law_case.subject, empty, scene);
       CHECK(differing(out, empty) == "");
       const auto gradients = backward(*law_case.subject, out, scene, {.leading = {0}});
-      CHECK(differing(gradients.parameters, law_case.subject->zero_gradients()) == "");
+      CHECK(posbias_test::differing(gradients.parameters, law_case.subject->zero_gradients()) == "");
     }
   }
 }

@@ -55,7 +55,7 @@ Truth biases_and_rotation() {
           .integers_only = true};
 }
 
-const bool added[] = {
+const bool added_compose[] = {
     add_case(
         "Compose of Sinusoidal, Rotary, ALiBi",
         []<class S>() {

@@ -11,7 +11,7 @@ namespace {
 using posbias::DisentangledBias;
 using posbias::DisentangledIndex;
 
-const bool added[] = {
+const bool added_disentangled_bias[] = {
     add_case(
         "DisentangledBias",
         []<class S>() {

@@ -9,7 +9,7 @@ namespace {
 using posbias::DynamicPositionBias;
 
 // Divided by much where there is no norm: Swishes bend near 0, and differences must see that.
-const bool added[] = {
+const bool added_dynamic_position_bias[] = {
     add_case(
         "DynamicPositionBias", []<class S>() { return DynamicPositionBias<S>({.dim = 6, .n_heads = 3}, 1); },
         truths::dynamic_position_bias(1, false, 1)),

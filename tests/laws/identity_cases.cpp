@@ -5,7 +5,7 @@
 namespace posbias_test {
 namespace {
 
-const bool added = add_case("Identity", []<class S>() { return posbias::Identity(); }, {});
+const bool added_identity = add_case("Identity", []<class S>() { return posbias::Identity(); }, {});
 
 }  // namespace
 }  // namespace posbias_test

@@ -9,7 +9,7 @@ namespace {
 using posbias::LearnedContinuous;
 
 // Divided by much where there is no norm: Swishes bend near 0, and differences must see that.
-const bool added[] = {
+const bool added_learned_continuous[] = {
     add_case(
         "LearnedContinuous", []<class S>() { return LearnedContinuous<S>({.dim = 8}, 1); },
         truths::learned_continuous(1, false, 1)),

@@ -11,7 +11,7 @@ using posbias::LearnedVocab;
 /// As long as the laws' own positions and most scenes need.
 constexpr Index max_seq_len = 311;
 
-const bool added = add_case(
+const bool added_learned_vocab = add_case(
     "LearnedVocab", []<class S>() { return LearnedVocab<S>({.dim = 8, .max_seq_len = max_seq_len}, 3); },
     truths::learned_vocab(8, max_seq_len));
 

@@ -6,6 +6,7 @@
 #include <array>
 #include <stdexcept>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 
 #include "laws/subject.hpp"
@@ -202,8 +203,8 @@ bool add_case(const std::string& name, const Make& make, const Truth& truth, Ind
     cases<S>().push_back(
         {name, heads, std::make_shared<ModuleSubject<Module, S>>(make.template operator()<S>()), truth});
   };
-  add(std::type_identity<float>());
-  add(std::type_identity<double>());
+  const auto add_each = [&]<class... S>(std::type_identity<std::tuple<S...>>) { (add(std::type_identity<S>()), ...); };
+  add_each(std::type_identity<std::tuple<POSBIAS_LAW_SCALARS>>());
   return true;
 }
 

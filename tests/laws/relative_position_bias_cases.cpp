@@ -8,7 +8,7 @@ namespace {
 
 using posbias::RelativePositionBias;
 
-const bool added[] = {
+const bool added_relative_position_bias[] = {
     add_case(
         "RelativePositionBias", []<class S>() { return RelativePositionBias<S>({.n_heads = 3}, 1); },
         truths::relative_position_bias({true, 32, 128})),

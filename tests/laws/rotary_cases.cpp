@@ -10,7 +10,7 @@ using posbias::Rotary;
 using posbias::RotaryPairing;
 using posbias::RotarySpectrum;
 
-const bool added[] = {
+const bool added_rotary[] = {
     add_case(
         "Rotary", []<class S>() { return Rotary<S>({.head_dim = 8}); }, truths::rotary({.H = 8, .rotated = 8}, 1)),
     add_case(

@@ -9,7 +9,7 @@ namespace {
 using posbias::Sinusoidal;
 using posbias::SinusoidLayout;
 
-const bool added[] = {
+const bool added_sinusoidal[] = {
     add_case(
         "Sinusoidal", []<class S>() { return Sinusoidal<S>({.dim = 8}); }, truths::sinusoidal(8, false, 1)),
     add_case(

@@ -168,6 +168,13 @@ std::string differing(const Named<S>& a, const Named<S>& b) {
 /// that have both layouts, tensors, maps, and more than one rank between them.
 inline constexpr bool all_forms = POSBIAS_TEST_ALL != 0;
 
+/// The scalars of the laws' modules, as arguments of a macro.
+#if POSBIAS_TEST_FLOAT
+#define POSBIAS_LAW_SCALARS float, double
+#else
+#define POSBIAS_LAW_SCALARS double
+#endif
+
 /// The forms that the laws know; float gets those that differ most.
 template <class S>
 std::vector<Form> forms() {

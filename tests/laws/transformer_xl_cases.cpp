@@ -10,7 +10,7 @@ using posbias::SinusoidLayout;
 using posbias::TransformerXL;
 using posbias::XLForm;
 
-const bool added[] = {
+const bool added_transformer_xl[] = {
     add_case(
         "TransformerXL", []<class S>() { return TransformerXL<S>({.dim = 24, .n_heads = 3}, 1); },
         truths::transformer_xl({}, 1)),
