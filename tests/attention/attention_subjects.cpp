@@ -209,6 +209,7 @@ std::unique_ptr<AttentionSubject<S>> make_subject(Scheme scheme, Index heads, In
   };
   const auto t5 = [&] { return RelativePositionBias<S>({.num_buckets = 8, .max_distance = 40, .n_heads = heads}, 2); };
   if (scheme == Scheme::alibi) return erased(alibi({}));
+  if (scheme == Scheme::alibi_learned) return erased(alibi({.divide = 2.5, .learned_div = true}));
   if (scheme == Scheme::rotary_alibi)
     return erased(Compose(Rotary<S>({.head_dim = features}), alibi({.divide = 2.5, .learned_div = true})));
   // To compile less.
@@ -216,8 +217,6 @@ std::unique_ptr<AttentionSubject<S>> make_subject(Scheme scheme, Index heads, In
     if (scheme == Scheme::sinusoidal) return erased(Sinusoidal<S>({.dim = 2}));
   if constexpr (std::is_same_v<S, double> || POSBIAS_TEST_FLOAT) {
     switch (scheme) {
-      case Scheme::alibi_learned:
-        return erased(alibi({.divide = 2.5, .learned_div = true}));
       case Scheme::alibi_asymmetric:
         return erased(alibi({.use_n_heads = (heads + 1) / 2, .asymmetric = true, .divide = 4, .learned_div = true}));
       case Scheme::t5:
@@ -304,7 +303,7 @@ posbias::AttentionMask MaskCase::mask() {
 template <>
 std::vector<Scheme> schemes<float>() {
   using enum Scheme;
-  if (!POSBIAS_TEST_FLOAT) return {sinusoidal, alibi, rotary_alibi};
+  if (!POSBIAS_TEST_FLOAT) return {sinusoidal, alibi_learned, rotary_alibi};
   return {sinusoidal, alibi, alibi_learned, alibi_asymmetric, t5, dynamic, xl, xl_bio, rotary, rotary_alibi};
 }
 template <>

@@ -835,7 +835,7 @@ void check_gradients(const Problem& problem, std::uint64_t seed = 0) {
 
 }  // namespace
 
-TEST_CASE("gradients of RelativeAttention are those of central differences", "[relative_attention]") {
+TEST_CASE("gradients of RelativeAttention are those of central differences", "[relative_attention][differences]") {
   Lottery lottery(6);
   for (unsigned number = 0; number < 21; ++number) {
     Sizes leading;

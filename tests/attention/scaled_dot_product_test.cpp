@@ -398,7 +398,7 @@ TEMPLATE_TEST_CASE("attention is the softmax of all logits: the first keys are a
   check<TestType>(setting);
 }
 
-TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention]", double) {
+TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention][differences]", double) {
   // Of fourth order: errors of some h^4 and 2^-53 / h.
   constexpr double h = 0x1p-10;
   for (const Scheme scheme : schemes<double>()) {

@@ -334,7 +334,8 @@ Named gradients_of(const Inputs& in, const Tensor<double>& weights, const PairPo
   return result;
 }
 
-TEST_CASE("DisentangledBias: every entry's gradient is that of differences, grouped keys and no columns included") {
+TEST_CASE("DisentangledBias: every entry's gradient is that of differences, grouped keys and no columns included",
+          "[differences]") {
   const std::vector<Scene> some{{"fewer, packed",
                                  {4, [](Index n, Index i) -> std::int64_t { return 100 + n + i % 3; }},
                                  {5, [](Index n, Index i) -> std::int64_t { return 99 - n + i; }}},

@@ -219,7 +219,7 @@ TEST_CASE("every entry's gradient is its own", "[laws][gradients]") {
   }
 }
 
-TEST_CASE("every parameter's gradient is that of differences", "[laws][gradients]") {
+TEST_CASE("every parameter's gradient is that of differences", "[laws][gradients][differences]") {
   for (const Case<double>& law_case : cases<double>()) {
     DYNAMIC_SECTION(law_case.name) {
       const Shape shape = law_case.small();

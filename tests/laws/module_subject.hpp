@@ -11,6 +11,7 @@
 
 #include "laws/subject.hpp"
 #include "posbias/core/parameters.hpp"
+#include "support/allocations.hpp"
 
 namespace posbias_test {
 
@@ -109,9 +110,7 @@ class ModuleSubject : public Subject<S> {
     const auto pair = scene.pair_positions(form.leading, executor);
     in_form(bundle, form, [&](auto type) {
       typename decltype(type)::type held(bundle, form.leading);
-      module_.mod_x(held.x.tensor(), token);
-      module_.mod_qkv(held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
-      module_.mod_mask(held.mask.tensor(), held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+      call_hooks(held, token, pair);
       held.give_back(bundle);
     });
   }
@@ -125,14 +124,26 @@ class ModuleSubject : public Subject<S> {
     in_form(gradients, form, [&](auto type) {
       typename decltype(type)::type grad(gradients, form.leading);
       const typename decltype(type)::type out(outputs, form.leading);
-      module_.mod_mask_backward(grad.mask.tensor(), grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(),
-                                out.k.tensor(), out.v.tensor(), pair, grads);
-      module_.mod_qkv_backward(grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(), out.k.tensor(),
-                               out.v.tensor(), pair, grads);
-      module_.mod_x_backward(grad.x.tensor(), token, grads);
+      call_adjoints(grad, out, token, pair, grads);
       grad.give_back(gradients);
     });
     parameter_gradients = read(grads);
+  }
+
+  [[nodiscard]] std::size_t peak_bytes(const Bundle<S>& bundle, const posbias::Positions& q_k) const override {
+    const Form form{.leading = {bundle.shape.B}};
+    const posbias::TokenPositions token{.pos = q_k};
+    const posbias::PairPositions pair{.q_k = q_k};
+    std::size_t peak = 0;
+    in_form(bundle, form, [&](auto type) {
+      typename decltype(type)::type held(bundle, form.leading), grad(bundle, form.leading);
+      auto grads = module_.zero_gradients();
+      peak = peak_bytes_of([&] {
+        call_hooks(held, token, pair);
+        call_adjoints(grad, std::as_const(held), token, pair, grads);
+      });
+    });
+    return peak;
   }
 
   [[nodiscard]] Named<S> parameters() const override { return read(module_); }
@@ -146,6 +157,23 @@ class ModuleSubject : public Subject<S> {
   void assign(const Subject<S>& other) override { module_ = dynamic_cast<const ModuleSubject&>(other).module_; }
 
  private:
+  template <class Tensors>
+  void call_hooks(Tensors& to, const posbias::TokenPositions& token, const posbias::PairPositions& pair) const {
+    module_.mod_x(to.x.tensor(), token);
+    module_.mod_qkv(to.q.tensor(), to.k.tensor(), to.v.tensor(), pair);
+    module_.mod_mask(to.mask.tensor(), to.q.tensor(), to.k.tensor(), to.v.tensor(), pair);
+  }
+
+  template <class Tensors, class Gradients>
+  void call_adjoints(Tensors& grad, const Tensors& out, const posbias::TokenPositions& token,
+                     const posbias::PairPositions& pair, Gradients& grads) const {
+    module_.mod_mask_backward(grad.mask.tensor(), grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(),
+                              out.k.tensor(), out.v.tensor(), pair, grads);
+    module_.mod_qkv_backward(grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(), out.k.tensor(),
+                             out.v.tensor(), pair, grads);
+    module_.mod_x_backward(grad.x.tensor(), token, grads);
+  }
+
   template <class T>
   struct Type {
     using type = T;

@@ -200,6 +200,9 @@ class Subject {
   virtual void backward(Bundle<S>& gradients, const Bundle<S>& outputs, const Scene& scene, const Form& form,
                         Named<S>& parameter_gradients, posbias::Executor executor = {}) const = 0;
 
+  /// The most memory that all hooks, forward and backward, have in use at once beside a row-major bundle.
+  [[nodiscard]] virtual std::size_t peak_bytes(const Bundle<S>& bundle, const posbias::Positions& q_k) const = 0;
+
   [[nodiscard]] virtual Named<S> parameters() const = 0;
   virtual void set_parameters(const Named<S>& values) = 0;
   [[nodiscard]] virtual Named<S> zero_gradients() const = 0;

@@ -143,18 +143,18 @@ class Call {
 
   [[nodiscard]] bool flags_are_right() const {
     return flags_.flags.empty() || (flags_.flag_count <= sizes_.x[sizes_.leading.size()] &&
-                                    (flags_.flag_rows == 0 || flag_leading_ == sizes_.leading_of(sizes_.x)));
+                                    (flags_.flag_rows == 0 || broadcasts(flag_leading_, sizes_.leading_of(sizes_.x))));
   }
 
   bool check_x() {
     posbias::TokenPositions at = flags_.token_positions(flag_leading_, {});
     at.pos = place_q_.positions();
     const Index tokens = sizes_.x[sizes_.leading.size()];
-    const bool ids =
-        !module_.truth.ids_below || place_q_.where.ids_below(*module_.truth.ids_below, tokens) || tokens == 0;
+    const Leading leading = sizes_.leading_of(sizes_.x);
     const bool right =
-        !module_.needs.uses_x || (sizes_.x.back() == module_.needs.dim &&
-                                  place_q_.right(sizes_.leading_of(sizes_.x), tokens) && flags_are_right() && ids);
+        !module_.needs.uses_x ||
+        (sizes_.x.back() == module_.needs.dim && flags_are_right() && place_q_.right(leading, tokens, flags_) &&
+         (!module_.truth.ids_below || place_q_.ids_below(*module_.truth.ids_below, leading, tokens, flags_)));
     const std::vector<S> before = x_.values();
     return check_hook(
         "mod_x", right, [&] { module_.hooks->mod_x(x_, at); },

@@ -21,10 +21,17 @@ using posbias_test::Index;
 using posbias_test::Leading;
 using posbias_test::PositionType;
 using posbias_test::Real;
+using posbias_test::Scene;
 using posbias_test::Where;
 
 inline bool one_in(FuzzedDataProvider& input, unsigned count) {
   return input.ConsumeIntegralInRange(1U, count) == count;
+}
+
+/// Whether a tensor with these leading dimensions has batch entries for those of another.
+inline bool broadcasts(const Leading& given, const Leading& wanted) {
+  return std::equal(given.begin(), given.end(), wanted.begin(), wanted.end(),
+                    [](Index one, Index other) { return one == other || one == 1; });
 }
 
 /// Where some tokens are, as a tensor of a type.
@@ -44,16 +51,27 @@ struct Place {
     });
   }
 
-  /// Whether the positions of `tokens` tokens in batch entries of shape `of`.
-  [[nodiscard]] bool right(const Leading& of, Index tokens) const {
+  /// Whether the positions of `tokens` tokens in batch entries of shape `of`, whose flags are right. Those of tokens that
+  /// flags leave out are not looked at.
+  [[nodiscard]] bool right(const Leading& of, Index tokens, const Scene& flags = {}) const {
     if (where.kind == Where::Kind::not_given) return true;
     constexpr std::int64_t limit = posbias::Positions::limit;
-    if (where.kind == Where::Kind::range)
+    if (where.kind == Where::Kind::range && (flags.flags.empty() || tokens == 0))
       return where.start >= -limit && where.start <= limit - std::max<Index>(tokens - 1, 0);
-    if (where.count > tokens || (where.rows != 0 && leading != of)) return false;
-    return std::all_of(where.values.begin(), where.values.end(), [&](Real value) {
-      return std::isfinite(value) && std::abs(value) <= (of_integers() ? Real(limit) : 0x1p1022L);
+    if (where.count > tokens || (where.rows != 0 && !broadcasts(leading, of))) return false;
+    const std::vector<Real> values = looked_at(of, tokens, flags);
+    const bool integers = of_integers() || where.kind == Where::Kind::range;
+    return std::all_of(values.begin(), values.end(), [&](Real value) {
+      return std::isfinite(value) && std::abs(value) <= (integers ? Real(limit) : 0x1p1022L);
     });
+  }
+
+  /// Whether they are also integers in [0, end), rows of a table.
+  [[nodiscard]] bool ids_below(Index end, const Leading& of, Index tokens, const Scene& flags) const {
+    if (flags.flags.empty()) return tokens == 0 || where.ids_below(end, tokens);
+    Where seen{.kind = Where::Kind::listed};
+    seen.values = looked_at(of, tokens, flags);
+    return seen.ids_below(end, tokens);
   }
 
   /// The same as doubles, which is what positions are beside reals.
@@ -65,6 +83,17 @@ struct Place {
     return Where::listed(0, tokens, [&](Index, Index i) {
       return static_cast<double>(static_cast<Real>(where.start) + static_cast<Real>(i));
     });
+  }
+
+ private:
+  [[nodiscard]] std::vector<Real> looked_at(const Leading& of, Index tokens, const Scene& flags) const {
+    if (flags.flags.empty()) return where.values;
+    std::vector<Real> values;
+    const Index first = where.kind == Where::Kind::listed ? tokens - where.count : 0;
+    for (Index n = 0; n < posbias_test::product(of); ++n)
+      for (Index token = first; token < tokens; ++token)
+        if (flags.flag(n, token, tokens)) values.push_back(*where.at(n, token, tokens));
+    return values;
   }
 };
 
