@@ -14,6 +14,7 @@ using posbias::TensorLike;
 using posbias::TensorOf;
 using posbias::WritableTensorOf;
 using posbias::detail::attention_shape;
+using posbias::detail::Elements;
 using posbias::detail::for_each_row_major;
 using posbias::detail::shape_of;
 using posbias::detail::view;
@@ -61,11 +62,12 @@ static_assert(!WritableTensorOf<Sum, float>);
 // A view of something const is const.
 template <class T>
 using ViewData = decltype(view<1>(std::declval<T&>()).data);
-static_assert(std::is_same_v<ViewData<Row<float, 2>>, float*>);
-static_assert(std::is_same_v<ViewData<const Row<float, 2>>, const float*>);
-static_assert(std::is_same_v<ViewData<Eigen::TensorMap<Row<float, 2>>>, float*>);
-static_assert(std::is_same_v<ViewData<const Eigen::TensorMap<Row<float, 2>>>, float*>);
-static_assert(std::is_same_v<ViewData<Eigen::TensorMap<const Row<float, 2>>>, const float*>);
+static_assert(std::is_same_v<ViewData<Row<float, 2>>, Elements<float>>);
+static_assert(std::is_same_v<ViewData<const Row<float, 2>>, Elements<const float>>);
+static_assert(std::is_same_v<ViewData<Eigen::TensorMap<Row<float, 2>>>, Elements<float>>);
+static_assert(std::is_same_v<ViewData<const Eigen::TensorMap<Row<float, 2>>>, Elements<float>>);
+static_assert(std::is_same_v<ViewData<Eigen::TensorMap<const Row<float, 2>>>, Elements<const float>>);
+static_assert(std::is_same_v<ViewData<Row<Eigen::half, 2>>, Elements<float>>, "computed in float");
 
 /// Sizes that are prime and different, so that no two axes can be mistaken for each other.
 constexpr std::array<Index, 5> primes{2, 3, 5, 7, 11};
@@ -107,7 +109,7 @@ void check_view(Tensor& tensor) {
   for (Index n = 0; n < v.batches(); ++n)
     for (Index t = 0; t < count; ++t) {
       const auto index = row_major_index<rank>(n * count + t);
-      auto* element = v.batch(n);
+      auto* element = v.batch(n).data();
       for (std::size_t d = 0; d < Trailing; ++d) element += index[rank - Trailing + d] * v.strides[d];
       if (element != tensor.data() + (&tensor(index) - tensor.data())) ++wrong;
     }
@@ -151,9 +153,9 @@ TEST_CASE("a view may begin at any address", "[tensor_view]") {
   std::iota(memory.begin(), memory.end(), 0);
   Eigen::TensorMap<Row<double, 3>> map(memory.data() + 1, 2, 3, 5);
   const auto v = view<2>(map);
-  CHECK(*v.batch(0) == 1);
-  CHECK(*v.batch(1) == 16);
-  CHECK(v.batch(1)[2 * v.strides[0] + 4 * v.strides[1]] == 30);
+  CHECK(*v.batch(0).data() == 1);
+  CHECK(*v.batch(1).data() == 16);
+  CHECK(v.batch(1).data()[2 * v.strides[0] + 4 * v.strides[1]] == 30);
 }
 
 TEST_CASE("a tensor without leading dimensions is one block", "[tensor_view]") {
@@ -162,7 +164,7 @@ TEST_CASE("a tensor without leading dimensions is one block", "[tensor_view]") {
   CHECK(v.leading.rank == 0);
   CHECK(v.leading.shape().empty());
   CHECK(v.batches() == 1);
-  CHECK(v.batch(0) == tensor.data());
+  CHECK(v.batch(0).data() == tensor.data());
 }
 
 TEST_CASE("an empty leading dimension has no blocks", "[tensor_view]") {

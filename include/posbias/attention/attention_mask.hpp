@@ -18,7 +18,7 @@ namespace posbias {
 /// A tensor of numbers to add to logits, or of bools (true: may attend), that broadcasts to (B, *, NH, L1, L2): its
 /// dimensions are the last of these, and each but L2 may be 1. What is beyond the range of the logits' scalar counts as
 /// infinite. None: every query may attend to every key.
-using AttentionMask = OptionalTensor<bool, float, double>;
+using AttentionMask = OptionalTensor<bool, float, double, Eigen::bfloat16, Eigen::half>;
 
 /// A mask checked against the attention it belongs to.
 class BroadcastMask {
@@ -27,7 +27,7 @@ class BroadcastMask {
   BroadcastMask(std::string_view function, const AttentionMask& mask, const detail::AttentionShape& shape) {
     entries_.entries.leading = shape.leading;
     entries_.entries.shape = {shape.heads, shape.queries, shape.keys};
-    detail::OptionalView<0, bool, float, double> whole = mask.view();
+    auto whole = mask.view();
     while (whole.entries.leading.rank < shape.leading.rank + 3) detail::insert_dimension(whole.entries, 0);
     if (!detail::broadcast(whole, {true, true, false}, entries_))
       detail::fail<ShapeError>("posbias::", function, ": mask has shape ", mask.view().entries.leading.shape(),
@@ -61,7 +61,7 @@ class BroadcastMask {
           if constexpr (std::is_same_v<Entry, bool>) {
             visible = row[j * key_stride];
           } else {
-            const auto number = static_cast<Scalar>(row[j * key_stride]);
+            const auto number = static_cast<Scalar>(detail::widen(row[j * key_stride]));
             visible = !detail::is_minus_infinity(number);
             logit += number;
           }
@@ -72,7 +72,7 @@ class BroadcastMask {
     return hides;
   }
 
-  detail::OptionalView<3, bool, float, double> entries_;
+  detail::OptionalView<3, bool, float, double, Eigen::bfloat16, Eigen::half> entries_;
 };
 
 }  // namespace posbias

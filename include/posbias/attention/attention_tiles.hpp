@@ -59,7 +59,7 @@ class AttentionTiles {
   [[nodiscard]] Index block_keys(Index key) const { return (std::min)(keys_per_block, keys() - key); }
 
   /// Tokens of a head as a matrix (tokens, features).
-  static Factor<Scalar> rows_of(const View& tensor, Index batch, Index token, Index head) {
+  static StoredMatrix<Scalar> rows_of(const View& tensor, Index batch, Index token, Index head) {
     return {tensor.batch(batch) + token * tensor.strides[0] + head * tensor.strides[1], tensor.strides[0],
             tensor.strides[2]};
   }

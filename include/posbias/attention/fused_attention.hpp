@@ -33,9 +33,11 @@ namespace posbias::detail {
 
 /// Copies a matrix, scaled, row after row; returns where the next row would go.
 template <class Scalar>
-Scalar* copy_scaled(const Factor<Scalar>& from, Index rows, Index columns, Scalar scale, Scalar* to) {
-  for (Index i = 0; i < rows; ++i)
-    for (Index d = 0; d < columns; ++d) *to++ = scale * from.data[i * from.row_stride + d * from.column_stride];
+Scalar* copy_scaled(const StoredMatrix<Scalar>& from, Index rows, Index columns, Scalar scale, Scalar* to) {
+  for (Index i = 0; i < rows; ++i, to += columns) {
+    from.load_row(i, columns, to);
+    for (Index d = 0; d < columns; ++d) to[d] *= scale;
+  }
   return to;
 }
 
@@ -66,7 +68,7 @@ class AttentionForward {
         share_(share),
         results_(results),
         rows_(tiles.group() * share.queries),
-        width_(results.out.data != nullptr ? whole_lanes<Scalar>(tiles.value_features()) : 0),
+        width_(results.out.data.given() ? whole_lanes<Scalar>(tiles.value_features()) : 0),
         q_(rows_ * tiles.features()),
         out_(rows_ * width_),
         logits_(tiles.most_queries() * tiles.most_keys()),
@@ -150,11 +152,11 @@ class AttentionForward {
     sum += static_cast<double>(weights.sum());
   }
 
-  void write(Index h, Index i, std::size_t row) const {
+  void write(Index h, Index i, std::size_t row) {
     const bool sees_nothing = sum_[row] == 0;  // the largest logit has a weight of 1
     const auto top = static_cast<double>(top_[row]), log_sum = sees_nothing ? 0 : std::log(sum_[row]);
     const auto put = [&](const TensorView<Scalar, 2>& to, Scalar value) {
-      if (to.data != nullptr) to.batch(share_.batch)[h * to.strides[0] + i * to.strides[1]] = value;
+      if (to.data.given()) to.batch(share_.batch).data()[h * to.strides[0] + i * to.strides[1]] = value;
     };
     const Scalar log_sum_exp = visible_or_hidden(!sees_nothing, static_cast<Scalar>(top + log_sum));
     const bool precise = is_precise(log_sum_exp);
@@ -164,10 +166,11 @@ class AttentionForward {
     if (width_ == 0) return;
     const TensorView<Scalar, 3>& out = results_.out;
     const double part = sees_nothing ? 0 : 1 / sum_[row];
-    const Scalar* from = out_.data() + static_cast<Index>(row) * width_;
-    Scalar* to = out.batch(share_.batch) + i * out.strides[0] + h * out.strides[1];
+    Scalar* values = out_.data() + static_cast<Index>(row) * width_;
     for (Index d = 0; d < tiles_.value_features(); ++d)
-      to[d * out.strides[2]] = static_cast<Scalar>(part * static_cast<double>(from[d]));
+      values[d] = static_cast<Scalar>(part * static_cast<double>(values[d]));
+    store<Scalar>(values, tiles_.value_features(), out.batch(share_.batch) + i * out.strides[0] + h * out.strides[1],
+                  out.strides[2]);
   }
 
   const Tiles& tiles_;
@@ -266,13 +269,16 @@ class AttentionBackward {
   void find_means(const QueryShare& share) {
     means_.clear();
     tiles_.for_each_head(share, [&](Index h) {
-      const Factor<Scalar> grad_out = Tiles::rows_of(gradients_.grad_out, share.batch, 0, h);
-      const Factor<Scalar> out = Tiles::rows_of(gradients_.out, share.batch, 0, h);
+      const StoredMatrix<Scalar> grad_out = Tiles::rows_of(gradients_.grad_out, share.batch, 0, h);
+      const StoredMatrix<Scalar> out = Tiles::rows_of(gradients_.out, share.batch, 0, h);
+      const Index Hv = tiles_.value_features();
+      std::vector<Scalar> rows(static_cast<std::size_t>(2 * Hv));
       for (Index i = 0; i < share.queries; ++i) {
+        grad_out.load_row(i, Hv, rows.data());
+        out.load_row(i, Hv, rows.data() + Hv);
         double mean = 0;
-        for (Index d = 0; d < tiles_.value_features(); ++d)
-          mean += static_cast<double>(grad_out.data[i * grad_out.row_stride + d * grad_out.column_stride]) *
-                  static_cast<double>(out.data[i * out.row_stride + d * out.column_stride]);
+        for (auto grad = rows.begin(), value = grad + Hv; value != rows.end(); ++grad, ++value)
+          mean += static_cast<double>(*grad) * static_cast<double>(*value);
         means_.push_back(static_cast<Scalar>(mean));
       }
     });
@@ -280,8 +286,8 @@ class AttentionBackward {
 
   void pack_keys(const QueryShare& share, Index key) {
     const Index count = tiles_.block_keys(key);
-    const Factor<Scalar> k = Tiles::rows_of(tiles_.k, share.batch, key, share.key_head);
-    const Factor<Scalar> v = Tiles::rows_of(tiles_.v, share.batch, key, share.key_head);
+    const StoredMatrix<Scalar> k = Tiles::rows_of(tiles_.k, share.batch, key, share.key_head);
+    const StoredMatrix<Scalar> v = Tiles::rows_of(tiles_.v, share.batch, key, share.key_head);
     keys_ = {pack(k, count, tiles_.features(), k_.data()),
              pack(k.transposed(), tiles_.features(), count, k_by_feature_.data()),
              pack(v.transposed(), tiles_.value_features(), count, v_by_feature_.data())};
@@ -303,7 +309,7 @@ class AttentionBackward {
     multiply<Sum::fresh>(tile.queries, tile.keys, Hv, Factor<Scalar>{grad_out_rows_.data(), Hv, 1},
                          keys_.v_by_feature.from(0, begin), grad_tile.data, tile.query_stride);
     const auto of_row = [&](const TensorView<const Scalar, 2>& values, Index i) {
-      return values.batch(tile.batch)[tile.head * values.strides[0] + (tile.query + i) * values.strides[1]];
+      return values.batch(tile.batch).data()[tile.head * values.strides[0] + (tile.query + i) * values.strides[1]];
     };
     for (Index i = 0; i < tile.queries; ++i) {
       const Scalar mean = means_[static_cast<std::size_t>(row + i)];
@@ -314,7 +320,7 @@ class AttentionBackward {
         std::fill_n(grad_tile.row(0, i), count, Scalar(0));
         continue;
       }
-      const Scalar log_sum = gradients_.log_sum.data == nullptr ? 0 : of_row(gradients_.log_sum, i);
+      const Scalar log_sum = !gradients_.log_sum.data.given() ? 0 : of_row(gradients_.log_sum, i);
       for (Index j = 0; j < count; j += lanes<Scalar>) {
         Values weight(tile.row(0, i) + j), grad(grad_tile.row(0, i) + j);
         const Lane<Scalar> logits = weight;
@@ -352,7 +358,7 @@ class AttentionBackward {
   /// Adds rows, scaled, to the tokens of a head.
   static void add_rows(const Scalar* from, Index stride, Index rows, Scalar scale, const TensorView<Scalar, 3>& tensor,
                        Index batch, Index token, Index head) {
-    Scalar* to = tensor.batch(batch) + token * tensor.strides[0] + head * tensor.strides[1];
+    Scalar* to = tensor.batch(batch).data() + token * tensor.strides[0] + head * tensor.strides[1];
     for (Index i = 0; i < rows; ++i)
       for (Index d = 0; d < tensor.shape[2]; ++d)
         to[i * tensor.strides[0] + d * tensor.strides[2]] += scale * from[i * stride + d];

@@ -32,6 +32,7 @@
 #include "posbias/attention/relative_attention_options.hpp"
 #include "posbias/attention/relative_attention_parameters.hpp"
 #include "posbias/core/parameter_owner.hpp"
+#include "posbias/core/tensor_copies.hpp"
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias {
@@ -61,7 +62,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
   /// What a call returns: of the rank and layout of the queries.
   template <class Q>
-  using Result = RelativeAttentionResult<Scalar, detail::Traits<Q>::rank, detail::Traits<Q>::layout>;
+  using Result = RelativeAttentionResult<detail::ScalarOf<Q>, detail::Traits<Q>::rank, detail::Traits<Q>::layout>;
   static constexpr std::string_view name = "RelativeAttention";  ///< in messages
 
   /// Throws OptionError.
@@ -88,7 +89,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   [[nodiscard]] Index heads() const { return options_.n_additional_heads + options_.n_heads; }
 
   /// Gives the table its values: (n_positions, position_size). Throws ShapeError.
-  template <TensorOf<Scalar, 2> T>
+  template <StoredTensorOf<Scalar, 2> T>
   void set_position_embedding(const T& values) {
     const Index rows = options_.n_positions, columns = options_.position_size;
     const auto given = detail::view<0>(values).leading;
@@ -105,7 +106,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   /// some batch entries at a time projected keys and values and the products of keys with these rows. Bitwise the same
   /// for any number of threads and, without dropout, which goes by the place in the call, for some of the queries or of
   /// the batch by themselves. Throws ShapeError, OptionError, PositionError.
-  template <TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K, TensorOf<Scalar, 2> V>
+  template <StoredTensorOf<Scalar, 2> Q, StoredTensorOf<Scalar, 2> K, StoredTensorOf<Scalar, 2> V>
   [[nodiscard]] Result<Q> operator()(const Q& queries, const K& keys, const V& values, const Call& call = {}) const {
     constexpr int rank = detail::Traits<Q>::rank;
     const Views views = checked("forward", call, rows(queries), rows(keys), rows(values));
@@ -115,7 +116,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   /// Logits alone.
-  template <TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
+  template <StoredTensorOf<Scalar, 2> Q, StoredTensorOf<Scalar, 2> K>
   [[nodiscard]] auto operator()(const Q& queries, const K& keys, const Call& call = {}) const {
     const Views views = checked("forward", call, rows(queries), rows(keys));
     auto logits = make<Q, detail::Traits<Q>::rank + 1>(logits_shape(views));
@@ -124,8 +125,8 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   /// The same, written to tensors that are there.
-  template <WritableTensorOf<Scalar, 2> P, WritableTensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K,
-            TensorOf<Scalar, 2> V>
+  template <WritableStoredTensorOf<Scalar, 2> P, WritableStoredTensorOf<Scalar, 3> A, StoredTensorOf<Scalar, 2> Q,
+            StoredTensorOf<Scalar, 2> K, StoredTensorOf<Scalar, 2> V>
   void forward(P&& pooled, A&& logits, const Q& queries, const K& keys, const V& values, const Call& call = {}) const {
     constexpr std::string_view hook = "forward";
     const Views views = checked(hook, call, rows(queries), rows(keys), rows(values));
@@ -136,7 +137,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     compute(views, rows(pooled), pairs(logits));
   }
   /// The same without values: logits only, which are written.
-  template <WritableTensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
+  template <WritableStoredTensorOf<Scalar, 3> A, StoredTensorOf<Scalar, 2> Q, StoredTensorOf<Scalar, 2> K>
   void forward(A&& logits, const Q& queries, const K& keys, const Call& call = {}) const {
     constexpr std::string_view hook = "forward";
     const Views views = checked(hook, call, rows(queries), rows(keys));
@@ -149,9 +150,9 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   /// rest is as forward was given it. Cost: 10·H multiplications and additions for each head and pair, and twice forward's
   /// for projections and the table. Memory: all projected content, and for each thread the keys of a head and their
   /// products with the table. Heads run in parallel. Bitwise the same for any number of threads. Throws as forward does.
-  template <WritableTensorOf<Scalar, 2> GQ, WritableTensorOf<Scalar, 2> GK, WritableTensorOf<Scalar, 2> GV,
-            TensorOf<Scalar, 2> GP, TensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K,
-            TensorOf<Scalar, 2> V>
+  template <WritableStoredTensorOf<Scalar, 2> GQ, WritableStoredTensorOf<Scalar, 2> GK,
+            WritableStoredTensorOf<Scalar, 2> GV, StoredTensorOf<Scalar, 2> GP, StoredTensorOf<Scalar, 3> A,
+            StoredTensorOf<Scalar, 2> Q, StoredTensorOf<Scalar, 2> K, StoredTensorOf<Scalar, 2> V>
   void backward(GQ&& grad_queries, GK&& grad_keys, GV&& grad_values, const GP& grad_pooled, const A& logits,
                 const Q& queries, const K& keys, const V& values, const Call& call, Gradients& grads) const {
     const Views views = checked("backward", call, rows(queries), rows(keys), rows(values));
@@ -165,9 +166,10 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   /// The same, where the logits were used too: grad_logits becomes the gradient of what was added to logits, base_attn.
-  template <WritableTensorOf<Scalar, 2> GQ, WritableTensorOf<Scalar, 2> GK, WritableTensorOf<Scalar, 2> GV,
-            TensorOf<Scalar, 2> GP, WritableTensorOf<Scalar, 3> GA, TensorOf<Scalar, 3> A, TensorOf<Scalar, 2> Q,
-            TensorOf<Scalar, 2> K, TensorOf<Scalar, 2> V>
+  template <WritableStoredTensorOf<Scalar, 2> GQ, WritableStoredTensorOf<Scalar, 2> GK,
+            WritableStoredTensorOf<Scalar, 2> GV, StoredTensorOf<Scalar, 2> GP, WritableStoredTensorOf<Scalar, 3> GA,
+            StoredTensorOf<Scalar, 3> A, StoredTensorOf<Scalar, 2> Q, StoredTensorOf<Scalar, 2> K,
+            StoredTensorOf<Scalar, 2> V>
   void backward(GQ&& grad_queries, GK&& grad_keys, GV&& grad_values, const GP& grad_pooled, GA&& grad_logits,
                 const A& logits, const Q& queries, const K& keys, const V& values, const Call& call,
                 Gradients& grads) const {
@@ -184,8 +186,8 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   /// The same, where there were logits only. Their gradient is that of base_attn too.
-  template <WritableTensorOf<Scalar, 2> GQ, WritableTensorOf<Scalar, 2> GK, TensorOf<Scalar, 3> GA,
-            TensorOf<Scalar, 2> Q, TensorOf<Scalar, 2> K>
+  template <WritableStoredTensorOf<Scalar, 2> GQ, WritableStoredTensorOf<Scalar, 2> GK, StoredTensorOf<Scalar, 3> GA,
+            StoredTensorOf<Scalar, 2> Q, StoredTensorOf<Scalar, 2> K>
   void backward(GQ&& grad_queries, GK&& grad_keys, const GA& grad_logits, const Q& queries, const K& keys,
                 const Call& call, Gradients& grads) const {
     const Views views = checked("backward", call, rows(queries), rows(keys));
@@ -209,10 +211,10 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   template <class Q, int Rank>
-  static Eigen::Tensor<Scalar, Rank, detail::Traits<Q>::layout> make(const Shape& shape) {
+  static Eigen::Tensor<detail::ScalarOf<Q>, Rank, detail::Traits<Q>::layout> make(const Shape& shape) {
     Eigen::array<Index, static_cast<std::size_t>(Rank)> sizes;
     std::ranges::copy(shape.shape(), sizes.begin());
-    return Eigen::Tensor<Scalar, Rank, detail::Traits<Q>::layout>(sizes);
+    return Eigen::Tensor<detail::ScalarOf<Q>, Rank, detail::Traits<Q>::layout>(sizes);
   }
 
   [[nodiscard]] static Shape with(Shape shape, std::initializer_list<Index> sizes) {
@@ -247,15 +249,28 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   /// Whether there is a query with a key. If not, there may be no memory to point to either.
+  /// The call with the tensors it reads in the layer's scalar.
+  static Views native_inputs(const Views& views, detail::NativeCopies<Scalar>& native) {
+    Views inputs = views;
+    inputs.queries = native(views.queries);
+    inputs.keys = native(views.keys);
+    inputs.values = native(views.values);
+    return inputs;
+  }
+
   [[nodiscard]] bool any_pair(const Views& views) const { return logits_shape(views).count() > 0; }
 
   /// Writes logits and, if there are values, pooled, which are zeros without keys.
   void compute(const Views& views, const detail::TensorView<Scalar, 2>& pooled,
                const detail::TensorView<Scalar, 3>& logits) const {
-    if (any_pair(views))
-      detail::RelativeAttentionForward<Scalar>(views, pooled, logits).run();
-    else if (views.values)
-      std::fill_n(pooled.data, pooled.whole_shape().count(), Scalar(0));
+    if (!any_pair(views)) {
+      if (views.values) detail::fill_zero(pooled);
+      return;
+    }
+    detail::NativeCopies<Scalar> native;
+    const Views inputs = native_inputs(views, native);
+    detail::RelativeAttentionForward<Scalar>(inputs, native(pooled), native(logits)).run();
+    native.write_back();
   }
 
   void differentiate(const Views& views, const Call& call,
@@ -290,16 +305,25 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
     const auto check_one_or_apart = [&](std::string_view argument, const auto& written, std::string_view of_other,
                                         const auto& other) {
-      const auto one = written.memory(), another = other.memory();
-      const bool same = one.data() == another.data() && one.size() == another.size();
-      if (!same) detail::check_apart({name, hook}, argument, written, of_other, other);
+      if (!detail::same_tensor(written, other)) detail::check_apart({name, hook}, argument, written, of_other, other);
     };
     check_one_or_apart("grad_queries", gradients.queries, "grad_keys", gradients.keys);
     if (gradients.values) {
       check_one_or_apart("grad_queries", gradients.queries, "grad_values", *gradients.values);
       check_one_or_apart("grad_keys", gradients.keys, "grad_values", *gradients.values);
     }
-    if (any_pair(views)) detail::RelativeAttentionBackward<Scalar>(views, gradients).run(grads);
+    if (!any_pair(views)) return;
+    detail::NativeCopies<Scalar> native;
+    const Views inputs = native_inputs(views, native);
+    detail::RelativeAttentionBackward<Scalar>(inputs, {.grad_pooled = native(gradients.grad_pooled),
+                                                       .logits = native(gradients.logits),
+                                                       .grad_logits = native(gradients.grad_logits),
+                                                       .grad_base = native(gradients.grad_base),
+                                                       .queries = native(gradients.queries),
+                                                       .keys = native(gradients.keys),
+                                                       .values = native(gradients.values)})
+        .run(grads);
+    native.write_back();
   }
 
   Options options_;

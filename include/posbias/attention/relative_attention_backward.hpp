@@ -182,7 +182,7 @@ class RelativeAttentionBackward {
       using Values = Eigen::Map<Eigen::ArrayX<Scalar>>;
       const TensorView<const Scalar, 2>& pooled = *gradients_.grad_pooled;
       const Index feature = (h_ - call_.additional_heads) * pass_.Hv;
-      const Scalar* from = pooled.batch(n) + first * pooled.strides[0] + feature * pooled.strides[1];
+      const Scalar* from = pooled.batch(n).data() + first * pooled.strides[0] + feature * pooled.strides[1];
       for (Index i = 0; i < count; ++i)
         for (Index d = 0; d < pass_.Hv; ++d)
           grad_out_.data()[i * pass_.Hv + d] = from[i * pooled.strides[0] + d * pooled.strides[1]];
@@ -217,7 +217,7 @@ class RelativeAttentionBackward {
     /// Calls `visit(j, entry)` for the keys of a query.
     template <class S, class Visit>
     void for_each_logit(const TensorView<S, 3>& logits, Index n, Index i, const Visit& visit) const {
-      S* entry = logits.batch(n) + i * logits.strides[0] + h_ * logits.strides[2];
+      S* entry = logits.batch(n).data() + i * logits.strides[0] + h_ * logits.strides[2];
       for (Index j = 0; j < pass_.keys; ++j) visit(j, entry[j * logits.strides[1]]);
     }
 

@@ -38,7 +38,7 @@ struct RelativeAttentionCall {
   PairFlags no_position_mask{};
   /// Numbers to add to logits: (B, *, L2), (B, *, L1, L2) or (B, *, L1, L2, heads). Their gradient is that of the logits,
   /// to be summed where one stands for many.
-  OptionalTensor<float, double> base_attn{};
+  OptionalTensor<float, double, Eigen::bfloat16, Eigen::half> base_attn{};
   /// Of dropout: the same seed drops the weights at the same places, in backward too, and in another layer. 0, for
   /// inference, drops none.
   std::uint64_t seed = 0;
@@ -57,9 +57,9 @@ struct RelativeAttentionViews {
   std::optional<TensorView<const Scalar, 2>> values;  // none: nothing is pooled
   Dropout dropout;
   Executor executor;
-  std::optional<RelativeIndex> index{};        // if c2p or p2c
-  OptionalView<3, bool> mask{};                // (L1, L2, pooled heads)
-  OptionalView<3, float, double> base_attn{};  // (L1, L2, heads)
+  std::optional<RelativeIndex> index{};                                      // if c2p or p2c
+  OptionalView<3, bool> mask{};                                              // (L1, L2, pooled heads)
+  OptionalView<3, float, double, Eigen::bfloat16, Eigen::half> base_attn{};  // (L1, L2, heads)
 
   [[nodiscard]] Index head_size() const { return parameters.key.outputs() / heads; }
   [[nodiscard]] Index pooled_heads() const { return heads - additional_heads; }
@@ -77,7 +77,7 @@ void fit_logits(const Hook& hook, const RelativeAttentionCall& call, RelativeAtt
   const Leading& leading = views.queries.leading;
   const Index L1 = views.queries.shape[0], L2 = views.keys.shape[0];
   const auto fit = [&](std::string_view argument, auto from, Index of_heads, auto& to) {
-    TensorView<const void, 0>& entries = from.entries;
+    UntypedView<0>& entries = from.entries;
     const Leading given = entries.leading;
     if (given.rank == leading.rank + 1) insert_dimension(entries, leading.rank);                // (L2): any query
     if (entries.leading.rank == leading.rank + 2) insert_dimension(entries, leading.rank + 2);  // any head

@@ -122,13 +122,13 @@ class RelativeAttentionForward {
     call_.base_attn.visit_batch(n, [&](const auto* first) {
       const auto* from = first + i * strides[0] + h * strides[2];
       for (Index j = 0; j < pass_.keys; ++j) {
-        const auto base = static_cast<Scalar>(from[j * strides[1]]);
+        const auto base = static_cast<Scalar>(widen(from[j * strides[1]]));
         row[j] = visible_or_hidden(!is_minus_infinity(base), row[j] + base);
       }
     });
     const auto& head_bias = call_.parameters.bias;
     const Scalar bias = head_bias ? (*head_bias)(h) : Scalar(0);
-    Scalar* to = logits_.batch(n) + i * logits_.strides[0] + h * logits_.strides[2];
+    Scalar* to = logits_.batch(n).data() + i * logits_.strides[0] + h * logits_.strides[2];
     for (Index j = 0; j < pass_.keys; ++j) to[j * logits_.strides[1]] = row[j] += bias;
   }
 
@@ -143,7 +143,7 @@ class RelativeAttentionForward {
     pass_.multiply_by_keys(count, pass_.Hv, tile.data(), keys.v, keys.v_is_finite, out.data());
     const Index feature = (h - call_.additional_heads) * pass_.Hv;
     for (Index i = 0; i < count; ++i) {
-      Scalar* to = pooled_.batch(n) + (first + i) * pooled_.strides[0] + feature * pooled_.strides[1];
+      Scalar* to = pooled_.batch(n).data() + (first + i) * pooled_.strides[0] + feature * pooled_.strides[1];
       for (Index d = 0; d < pass_.Hv; ++d)
         to[d * pooled_.strides[1]] = parts.data()[i] * out.data()[i * pass_.value_width + d];
     }

@@ -53,11 +53,15 @@ concept AttentionModule = PositionalModule<M, Scalar> &&
 
 namespace detail {
 
-/// A tensor of the scalar of Q.
+/// The scalar that computes with a tensor's elements.
+template <class Q>
+using ComputedOf = Computed<ScalarOf<Q>>;
+
+/// A tensor for an attention of Q.
 template <class T, class Q, int MinRank = 3>
-concept Like = TensorOf<T, ScalarOf<Q>, MinRank>;
+concept Like = StoredTensorOf<T, ComputedOf<Q>, MinRank>;
 template <class T, class Q, int MinRank = 3>
-concept WritableLike = WritableTensorOf<T, ScalarOf<Q>, MinRank>;
+concept WritableLike = WritableStoredTensorOf<T, ComputedOf<Q>, MinRank>;
 
 /// A map of a copy, or the tensor itself.
 template <bool copied, class T>
@@ -85,7 +89,7 @@ void with_modified(const M& module, const Q& q, const K& k, const V& v, const Pa
 template <class Q, class K, class V, class M, class Use>
 void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, const M& module,
                 const AttentionOptions& options, const Use& use) {
-  using Scalar = typename Traits<Q>::Scalar;
+  using Scalar = ComputedOf<Q>;
   const AttentionShape shape = attention_shape({"posbias", function}, q, k, v);
   const auto features = static_cast<double>(std::max<Index>(view<3>(q).shape[2], 1));
   const auto scale = static_cast<Scalar>(options.scale.value_or(1 / std::sqrt(features)));
@@ -153,7 +157,8 @@ bool all_precise(const TensorView<const Scalar, 2>& log_sum_exp) {
   for (Index n = 0; n < log_sum_exp.batches(); ++n)
     for (Index h = 0; h < log_sum_exp.shape[0]; ++h)
       for (Index i = 0; i < log_sum_exp.shape[1]; ++i)
-        if (!is_precise(log_sum_exp.batch(n)[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]])) return false;
+        if (!is_precise(log_sum_exp.batch(n).data()[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]]))
+          return false;
   return true;
 }
 
@@ -177,7 +182,7 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
     std::vector<Scalar> found;
     TensorView<const Scalar, 2> top = log_sum_exp, log_sum;
-    if (log_sum_exp.data == nullptr || !all_precise(log_sum_exp)) {
+    if (!log_sum_exp.data.given() || !all_precise(log_sum_exp)) {
       using Rows = Eigen::TensorMap<Eigen::Tensor<Scalar, 3, Eigen::RowMajor>>;
       const Index rows = tiles.batches() * tiles.heads() * tiles.queries();
       found.resize(static_cast<std::size_t>(2 * rows));
@@ -189,16 +194,23 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
       top = part(0);
       log_sum = part(1);
     }
-    std::fill_n(grad_q.data(), grad_q.size(), Scalar(0));
-    std::fill_n(grad_k.data(), grad_k.size(), Scalar(0));
-    std::fill_n(grad_v.data(), grad_v.size(), Scalar(0));
-    auto sums = tiles.bias.accumulator(grad_q, grad_k);
-    attention_backward(tiles,
-                       AttentionGradients<Scalar>{view<3>(grad_q), view<3>(grad_k), view<3>(grad_v), view<3>(grad_out),
-                                                  view<3>(out), top, log_sum},
-                       sums, at.executor);
+    fill_zero(view<3>(grad_q));
+    fill_zero(view<3>(grad_k));
+    fill_zero(view<3>(grad_v));
+    Widened<Scalar, GQ> to_q(grad_q);
+    Widened<Scalar, GK> to_k(grad_k);
+    Widened<Scalar, GV> to_v(grad_v);
+    auto sums = tiles.bias.accumulator(to_q.tensor(), to_k.tensor());
+    attention_backward(
+        tiles,
+        AttentionGradients<Scalar>{view<3>(to_q.tensor()), view<3>(to_k.tensor()), view<3>(to_v.tensor()),
+                                   view<3>(grad_out), view<3>(out), top, log_sum},
+        sums, at.executor);
     tiles.bias.finish(sums, grads);
-    module.mod_qkv_backward(grad_q, grad_k, grad_v, q_, k_, v_, at, grads);
+    module.mod_qkv_backward(to_q.tensor(), to_k.tensor(), to_v.tensor(), q_, k_, v_, at, grads);
+    to_q.write_back();
+    to_k.write_back();
+    to_v.write_back();
   };
   with_tiles(function, q, k, v, module, options, run);
 }
@@ -211,23 +223,23 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
 /// Bitwise the same for any number of threads and for some of the queries by themselves. A pair that is hidden, by
 /// `causal`, by false or -inf in a mask or by a bias of -inf, has no influence, whatever is in memory. Throws ShapeError,
 /// OptionError, PositionError.
-template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
+template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
           detail::WritableLike<Q> Out>
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options = {}) {
-  detail::attend(out, q, k, v, module, options, detail::TensorView<detail::ScalarOf<Q>, 2>{});
+  detail::attend(out, q, k, v, module, options, detail::TensorView<detail::ComputedOf<Q>, 2>{});
 }
 
 /// The same; also writes log_sum_exp, the logarithm of the sum over keys of e^logit, -inf where there is none. It spares
 /// backward a pass, unless it is so large (beyond 100) that its rounding would show in the weights.
-template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
-          detail::WritableLike<Q> Out, detail::WritableLike<Q, 2> Sums>
+template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
+          detail::WritableLike<Q> Out, WritableTensorOf<detail::ComputedOf<Q>, 2> Sums>
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
                Sums&& log_sum_exp) {
   detail::check_log_sum_exp("attention", log_sum_exp, q);
   detail::check_apart({"posbias", "attention"}, "log_sum_exp", log_sum_exp, "out", out, "q", q, "k", k, "v", v, "mask",
                       options.mask);
   detail::attend(out, q, k, v, module, options,
-                 detail::TensorView<detail::ScalarOf<Q>, 2>(detail::view<2>(log_sum_exp)));
+                 detail::TensorView<detail::ComputedOf<Q>, 2>(detail::view<2>(log_sum_exp)));
 }
 
 /// Adjoint of `attention`: writes the gradients of q, k and v, and adds to the parameters'. `out` and the options are
@@ -236,20 +248,20 @@ void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, c
 /// head of keys. Heads of keys run in parallel, and batch entries unless parameters are learned from logits; all is one
 /// task where they are learned and positions do not repeat. Bitwise the same for any number of threads. Throws
 /// ShapeError, OptionError, PositionError.
-template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
+template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
           detail::WritableLike<Q> GQ, detail::WritableLike<Q> GK, detail::WritableLike<Q> GV, detail::Like<Q> GO,
           detail::Like<Q> Out>
 void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_out, const Out& out, const Q& q,
                         const K& k, const V& v, const M& module, const AttentionOptions& options,
                         typename M::Gradients& grads) {
   detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads,
-                          detail::TensorView<const detail::ScalarOf<Q>, 2>{});
+                          detail::TensorView<const detail::ComputedOf<Q>, 2>{});
 }
 
 /// The same, with the log_sum_exp that forward wrote.
-template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ScalarOf<Q>> M,
+template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
           detail::WritableLike<Q> GQ, detail::WritableLike<Q> GK, detail::WritableLike<Q> GV, detail::Like<Q> GO,
-          detail::Like<Q> Out, detail::Like<Q, 2> Sums>
+          detail::Like<Q> Out, TensorOf<detail::ComputedOf<Q>, 2> Sums>
 void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_out, const Out& out, const Q& q,
                         const K& k, const V& v, const M& module, const AttentionOptions& options,
                         typename M::Gradients& grads, const Sums& log_sum_exp) {
@@ -258,7 +270,7 @@ void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_ou
   detail::check_apart({"posbias", function}, "grad_q", grad_q, "log_sum_exp", log_sum_exp);
   detail::check_apart({"posbias", function}, "grad_k", grad_k, "log_sum_exp", log_sum_exp);
   detail::check_apart({"posbias", function}, "grad_v", grad_v, "log_sum_exp", log_sum_exp);
-  const detail::TensorView<const detail::ScalarOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
+  const detail::TensorView<const detail::ComputedOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
   detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, sums);
 }
 

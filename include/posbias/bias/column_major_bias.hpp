@@ -66,7 +66,8 @@ class ColumnMajorBias {
   void accumulate(const TensorView<const Scalar, 3>& gradient, std::span<double> sums, const Executor& executor) const {
     const auto width = static_cast<Index>(columns_.relative().size());
     std::vector<double> of_lanes(table_.size());
-    const LogitTile<const Scalar> place{gradient.data, 0, 0, 0, 0, 0, 0, 0, gradient.shape[2], 0, gradient.shape[1]};
+    const LogitTile<const Scalar> place{gradient.data.data(), 0, 0, 0, 0, 0, 0, 0, gradient.shape[2], 0,
+                                        gradient.shape[1]};
     const ToeplitzPiece piece = columns_.pieces(place).front();
     const Index band = std::max<Index>(1, 4096 / lanes_);
     columns_.for_each_run_of_queries(place, [&](Index first_key, Index keys, Index column) {
@@ -76,7 +77,7 @@ class ColumnMajorBias {
           const Index begin = (std::max)(first, task * band), end = (std::min)(first + piece.count, (task + 1) * band);
           if (begin >= end) continue;
           const Scalar* logits =
-              gradient.data + (first_key + j) * gradient.strides[2] + (piece.key + begin - first) * lanes_;
+              gradient.data.data() + (first_key + j) * gradient.strides[2] + (piece.key + begin - first) * lanes_;
           add_to_sums(Eigen::Map<const Eigen::ArrayX<Scalar>>(logits, (end - begin) * lanes_),
                       of_lanes.data() + begin * lanes_);
         }
@@ -84,7 +85,7 @@ class ColumnMajorBias {
     });
     const Index batches = gradient.batches(), heads = gradient.shape[0];
     for (Index n = 0; n < batches; ++n) {
-      const double* from = of_lanes.data() + (gradient.batch(n) - gradient.data);
+      const double* from = of_lanes.data() + gradient.offset(n);
       for (Index h = 0; h < heads; ++h)
         for (Index c = 0; c < width; ++c)
           sums[static_cast<std::size_t>(h * width + width - 1 - c)] += from[c * lanes_ + h * batches];
@@ -111,7 +112,7 @@ void add_to_mask(const TensorView<typename Bias::Scalar, 3>& mask, const ColumnM
   const Index query_blocks = (all_queries + queries - 1) / queries;
   executor.parallel_for((all_keys + keys - 1) / keys * query_blocks, [&](Index task) {
     const Index query = task % query_blocks * queries, key = task / query_blocks * keys;
-    bias.template add_to<onto>(mask.data, all_queries, query, (std::min)(queries, all_queries - query), key,
+    bias.template add_to<onto>(mask.data.data(), all_queries, query, (std::min)(queries, all_queries - query), key,
                                (std::min)(keys, all_keys - key));
   });
 }

@@ -6,10 +6,12 @@
 #pragma once
 
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include "posbias/bias/mask_tiles.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/core/tensor_copies.hpp"
 #include "posbias/core/token_locations.hpp"
 
 namespace posbias {
@@ -33,7 +35,7 @@ class ContentBias : public Module<Derived, Parameters> {
 
   /// Adds the bias of q and k, as `mod_qkv` left them, to an additive mask (B, *, NH, L1, L2). Queries and keys without a
   /// position get none. Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 3> M, TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> M, StoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const auto prepared =
         derived().prepared(q, k, checked(hook_of("mod_mask", at), "mask", mask, q, k, v, at), at.executor);
@@ -42,28 +44,39 @@ class ContentBias : public Module<Derived, Parameters> {
 
   /// Adjoint of `mod_mask`: grad_mask passes through, what q and k contributed is added to grad_q and grad_k. Throws
   /// ShapeError, PositionError.
-  template <TensorOf<Scalar, 3> M, WritableTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV,
-            TensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <StoredTensorOf<Scalar, 3> M, WritableStoredTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV,
+            StoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
     const auto prepared =
         derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads), at.executor);
-    auto sums = prepared.accumulator(grad_q, grad_k);
-    detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
-    prepared.finish(sums, grads);
+    detail::Widened<Scalar, std::remove_reference_t<GQ>> to_q(grad_q);
+    const auto accumulate = [&](auto&& to_k) {
+      auto sums = prepared.accumulator(to_q.tensor(), to_k);
+      detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
+      prepared.finish(sums, grads);
+    };
+    if constexpr (Derived::looks_at_keys) {
+      detail::Widened<Scalar, std::remove_reference_t<GK>> to_k(grad_k);
+      accumulate(to_k.tensor());
+      to_k.write_back();
+    } else {
+      accumulate(grad_k);
+    }
+    to_q.write_back();
   }
 
   /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q, to k and to who runs the executor's
   /// tasks, and owns all else. Throws ShapeError, PositionError.
-  template <TensorOf<Scalar, 3> Q, HeadsTensor K>
+  template <StoredTensorOf<Scalar, 3> Q, HeadsTensor K>
   [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
     const detail::AttentionShape shape = check_queries(hook_of("prepare", at), q, k, k);
     return derived().prepared(q, k, locations(hook_of("prepare", at), shape, at), at.executor);
   }
   template <HeadsTensor Q, HeadsTensor K>
   void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
-  template <int Rank, int Layout, class I, HeadsTensor K>
-  void prepare(const Eigen::Tensor<Scalar, Rank, Layout, I>&& q, const K& k, const PairPositions& = {}) const& = delete;
+  template <class S, int Rank, int Layout, class I, HeadsTensor K>
+  void prepare(const Eigen::Tensor<S, Rank, Layout, I>&& q, const K& k, const PairPositions& = {}) const& = delete;
   template <HeadsTensor Q, class S, int Rank, int Layout, class I>
   void prepare(const Q& q, const Eigen::Tensor<S, Rank, Layout, I>&& k, const PairPositions& = {}) const& = delete;
 

@@ -270,7 +270,7 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
   [[nodiscard]] Index head_dim() const { return options_.head_dim; }  ///< H
 
   /// What `mod_mask` adds. Refers to this module, to q and to k.
-  template <TensorOf<Scalar, 3> Q, TensorOf<Scalar, 3> K>
+  template <StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K>
   [[nodiscard]] Prepared prepared(const Q& q, const K& k, const PairLocations& at, const Executor& executor) const {
     return Prepared(this->parameters_, options_, scale_, detail::view<3>(q), detail::view<3>(k), at, executor);
   }

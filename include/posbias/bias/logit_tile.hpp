@@ -35,6 +35,11 @@ struct LogitTile {
   /// The row of logits of one head and query, both counted within the tile.
   [[nodiscard]] Scalar* row(Index h, Index i) const { return data + h * head_stride + i * query_stride; }
 
+  /// The same logits, to be read.
+  [[nodiscard]] LogitTile<const Scalar> read_only() const {
+    return {data, head_stride, query_stride, key_stride, batch, head, heads, query, queries, key, keys};
+  }
+
   /// The same logits with keys in the place of queries.
   [[nodiscard]] LogitTile transposed() const {
     return {data, head_stride, key_stride, query_stride, batch, head, heads, key, keys, query, queries};

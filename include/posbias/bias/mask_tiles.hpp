@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "posbias/bias/logit_tile.hpp"
@@ -35,6 +36,20 @@ bool is_column_major(const TensorView<S, 3>& logits) {
   return logits.strides[2] > logits.strides[1];
 }
 
+/// Whether a mask is a whole column-major tensor: batch entries lie next to each other, then heads, queries, keys.
+template <class S>
+bool is_whole_column_major(const TensorView<S, 3>& logits) {
+  Index next = 1;
+  const auto follows = [&](Index size, Index stride) {
+    return std::exchange(next, next * size) == stride || size == 1;
+  };
+  bool whole = logits.native() && is_column_major(logits);
+  for (std::size_t d = 0; d < logits.leading.rank; ++d)
+    whole = whole && follows(logits.leading.sizes[d], logits.leading_strides[d]);
+  for (std::size_t d = 0; d < 3; ++d) whole = whole && follows(logits.shape[d], logits.strides[d]);
+  return whole;
+}
+
 /// Whether tiles are as wide as the mask, or a few columns where keys are far apart in memory. Narrow tiles of a
 /// column-major mask stay in cache; whole rows suit a bias whose work for a tile does not shrink with its width.
 enum class TileWidth { narrow_if_column_major, whole_rows };
@@ -48,9 +63,92 @@ void for_each_tile(const TensorView<S, 3>& logits, TileWidth width, Index n, Ind
   const bool narrow = width == TileWidth::narrow_if_column_major && is_column_major(logits);
   const Index keys_per_tile = narrow ? 8 : std::max<Index>(all_keys, 1);
   for (Index key = 0; key < all_keys; key += keys_per_tile)
-    visit(LogitTile<S>{logits.batch(n) + head * head_stride + query * query_stride + key * key_stride, head_stride,
-                       query_stride, key_stride, n, head, heads, query, queries, key,
+    visit(LogitTile<S>{logits.batch(n).data() + head * head_stride + query * query_stride + key * key_stride,
+                       head_stride, query_stride, key_stride, n, head, heads, query, queries, key,
                        (std::min)(keys_per_tile, all_keys - key)});
+}
+
+/// A part of a mask whose elements are not the scalar: widened to rows, and rounded when it is written back.
+template <class Scalar>
+class WidenedTile {
+ public:
+  /// The logits of some heads, queries and keys, read if `read`.
+  LogitTile<Scalar> widen(const TensorView<const Scalar, 3>& mask, bool read, Index n, Index head, Index heads,
+                          Index query, Index queries, Index key, Index keys) {
+    rows_.resize(static_cast<std::size_t>(heads * queries * keys));
+    const LogitTile<Scalar> tile{rows_.data(), queries * keys, keys, 1, n, head, heads, query, queries, key, keys};
+    if (read) {
+      const Elements<const Scalar> from = first(mask, tile);
+      for_each_line(mask, tile, [&](Index place, Index offset, Index count, Index step, Index stride) {
+        if (step == 1) return load<Scalar>(from + offset, stride, count, tile.data + place);
+        column_.resize(static_cast<std::size_t>(count));
+        load<Scalar>(from + offset, stride, count, column_.data());
+        for (Index i = 0; i < count; ++i) tile.data[place + i * step] = column_[static_cast<std::size_t>(i)];
+      });
+    }
+    return tile;
+  }
+
+  void write_back(const LogitTile<Scalar>& tile, const TensorView<Scalar, 3>& mask) {
+    const Elements<Scalar> to = first(mask, tile);
+    for_each_line(mask, tile, [&](Index place, Index offset, Index count, Index step, Index stride) {
+      if (step == 1) return store<Scalar>(tile.data + place, count, to + offset, stride);
+      column_.resize(static_cast<std::size_t>(count));
+      for (Index i = 0; i < count; ++i) column_[static_cast<std::size_t>(i)] = tile.data[place + i * step];
+      store<Scalar>(column_.data(), count, to + offset, stride);
+    });
+  }
+
+ private:
+  template <class S>
+  static Elements<S> first(const TensorView<S, 3>& mask, const LogitTile<Scalar>& tile) {
+    return mask.batch(tile.batch) + tile.head * mask.strides[0] + tile.query * mask.strides[1] +
+           tile.key * mask.strides[2];
+  }
+
+  /// Calls `visit(place in the tile, offset in the mask, count, step in the tile, stride in the mask)` for rows, or for
+  /// columns where those lie together.
+  template <class S, class Visit>
+  static void for_each_line(const TensorView<S, 3>& mask, const LogitTile<Scalar>& tile, const Visit& visit) {
+    const auto [head_stride, query_stride, key_stride] = mask.strides;
+    for (Index h = 0; h < tile.heads; ++h)
+      if (is_column_major(mask))
+        for (Index j = 0; j < tile.keys; ++j)
+          visit(h * tile.head_stride + j, h * head_stride + j * key_stride, tile.queries, tile.keys, query_stride);
+      else
+        for (Index i = 0; i < tile.queries; ++i)
+          visit(h * tile.head_stride + i * tile.keys, h * head_stride + i * query_stride, tile.keys, Index{1},
+                key_stride);
+  }
+
+  std::vector<Scalar> rows_, column_;
+};
+
+/// The most keys of a widened tile: rows of a bias that is quick on any tile stay in cache.
+inline Index keys_of_widened(TileWidth width, Index keys) {
+  return width == TileWidth::whole_rows ? keys : std::min<Index>(keys, 512);
+}
+
+/// Adds a prepared bias to some queries of a batch entry of a mask whose elements are not the scalar.
+template <Onto onto, class Prepared>
+void add_widened(const TensorView<typename Prepared::Scalar, 3>& mask, const Prepared& prepared, Index n, Index query,
+                 Index queries) {
+  constexpr Index most_queries = Prepared::tile_width == TileWidth::whole_rows ? 64 : 32;
+  const Index all_keys = mask.shape[2], most_keys = keys_of_widened(Prepared::tile_width, all_keys);
+  const Index heads = prepared.heads_are_independent() ? 1 : std::max<Index>(mask.shape[0], 1);
+  WidenedTile<typename Prepared::Scalar> widened;
+  for (Index h = 0; h < mask.shape[0]; h += heads)
+    for (Index i = query; i < query + queries; i += most_queries)
+      for (Index key = 0; key < all_keys; key += most_keys) {
+        const auto tile =
+            widened.widen(mask, onto == Onto::logits, n, h, heads, i, (std::min)(most_queries, query + queries - i),
+                          key, (std::min)(most_keys, all_keys - key));
+        if constexpr (onto == Onto::logits)
+          prepared.add_to(tile);
+        else
+          prepared.template add_to<onto>(tile);
+        widened.write_back(tile, mask);
+      }
 }
 
 /// Adds a prepared bias to a whole mask; to zeros only what can do that.
@@ -60,14 +158,15 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
   constexpr Index queries_per_task = 64;
   const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
   executor.parallel_for(mask.batches() * blocks, [&](Index task) {
-    const Index query = task % blocks * queries_per_task;
-    for_each_tile(mask, Prepared::tile_width, task / blocks, 0, mask.shape[0], query,
-                  (std::min)(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
-                    if constexpr (onto == Onto::logits)
-                      prepared.add_to(tile);
-                    else
-                      prepared.template add_to<onto>(tile);
-                  });
+    const Index n = task / blocks, query = task % blocks * queries_per_task;
+    const Index queries = (std::min)(queries_per_task, mask.shape[1] - query);
+    if (!mask.native()) return add_widened<onto>(mask, prepared, n, query, queries);
+    for_each_tile(mask, Prepared::tile_width, n, 0, mask.shape[0], query, queries, [&](const auto& tile) {
+      if constexpr (onto == Onto::logits)
+        prepared.add_to(tile);
+      else
+        prepared.template add_to<onto>(tile);
+    });
   });
 }
 
@@ -85,8 +184,8 @@ class GradientRows {
     rows_.resize(static_cast<std::size_t>(lanes * queries * stride_));
     for (Index j = 0; j < keys; ++j)
       for (Index i = 0; i < queries; ++i) {
-        const Scalar* from =
-            gradient.data + head * gradient.strides[0] + (query + i) * gradient.strides[1] + j * gradient.strides[2];
+        const Scalar* from = gradient.data.data() + head * gradient.strides[0] + (query + i) * gradient.strides[1] +
+                             j * gradient.strides[2];
         Scalar* to = rows_.data() + i * stride_ + j;
         for (Index lane = 0; lane < lanes; ++lane) to[lane * queries * stride_] = from[lane];
       }
@@ -98,7 +197,7 @@ class GradientRows {
 
   /// What was copied of a batch entry.
   [[nodiscard]] LogitTile<const Scalar> tile(const View& gradient, Index n) const {
-    const Index row = queries_ * stride_, first = gradient.batch(n) - gradient.data;
+    const Index row = queries_ * stride_, first = gradient.offset(n);
     return {rows_.data() + first * row, gradient.strides[0] * row, stride_, 1, n, head_, heads_, query_, queries_, 0,
             gradient.shape[2]};
   }
@@ -116,6 +215,17 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
   const Index all_heads = grad_mask.shape[0], all_queries = grad_mask.shape[1], batches = grad_mask.batches();
   const bool by_head = prepared.heads_are_independent();
   const auto in_rows = [&](Index n, Index head, Index heads, typename Prepared::Accumulator& to) {
+    if (!grad_mask.native()) {
+      constexpr Index most_queries = 32;
+      WidenedTile<typename Prepared::Scalar> widened;
+      for (Index query = 0; query < all_queries; query += most_queries)
+        prepared.accumulate(widened
+                                .widen(grad_mask, true, n, head, heads, query,
+                                       (std::min)(most_queries, all_queries - query), 0, grad_mask.shape[2])
+                                .read_only(),
+                            to);
+      return;
+    }
     for_each_tile(grad_mask, TileWidth::whole_rows, n, head, heads, 0, all_queries,
                   [&](const auto& tile) { prepared.accumulate(tile, to); });
   };
@@ -129,7 +239,7 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
     for_heads([&](Index head, Index heads) {
       for (Index n = 0; n < batches; ++n) in_rows(n, head, heads, sums);
     });
-  } else if (!is_column_major(grad_mask)) {
+  } else if (!is_whole_column_major(grad_mask)) {
     auto own = prepared.accumulator();
     for_heads([&](Index head, Index heads) {
       for (Index n = 0; n < batches; ++n) {

@@ -137,7 +137,7 @@ class PreparedQueryBias {
   }
 
   /// grad_q (B, *, L1, NH, H) is where `accumulate` adds the gradient of the queries; keys have none.
-  template <HeadsTensor GQ, HeadsTensor GK>
+  template <WritableTensorOf<Scalar, 3> GQ, HeadsTensor GK>
   [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& /*grad_k*/) const {
     return {zero_sums(stride_), std::vector<double>(static_cast<std::size_t>(dim())),
             std::vector<RowsOfR>(static_cast<std::size_t>(bias_->n_heads())), typename Bias::ProjectionSums(),
@@ -291,9 +291,11 @@ class PreparedQueryBias {
     const Scalar* offset = offsets_.data() + first_row(tile, h);
     Scalar* to = content.data();
     for (Index i = 0; i < block.queries; ++i) {
-      const Scalar* query = q_.batch(tile.batch) + (tile.query + block.first_query + i) * q_.strides[0] +
-                            (tile.head + h) / group_ * q_.strides[1];
-      for (Index d = 0; d < head_dim(); ++d) *to++ = scale * (query[d * q_.strides[2]] + offset[d]);
+      const detail::Elements<const Scalar> query = q_.batch(tile.batch) +
+                                                   (tile.query + block.first_query + i) * q_.strides[0] +
+                                                   (tile.head + h) / group_ * q_.strides[1];
+      detail::load<Scalar>(query, q_.strides[2], head_dim(), to);
+      for (Index d = 0; d < head_dim(); ++d, ++to) *to = scale * (*to + offset[d]);
     }
   }
 
@@ -399,7 +401,7 @@ class PreparedQueryBias {
                       Index stride, Accumulator& to) const {
     const Scalar scale = bias_->scale();
     for (Index i = 0; i < block.queries; ++i) {
-      Scalar* query = to.grad_q.batch(tile.batch) + (tile.query + block.first_query + i) * to.grad_q.strides[0] +
+      Scalar* query = to.grad_q.batch(tile.batch).data() + (tile.query + block.first_query + i) * to.grad_q.strides[0] +
                       (tile.head + h) / group_ * to.grad_q.strides[1];
       for (Index d = 0; d < head_dim(); ++d) query[d * to.grad_q.strides[2]] += scale * grad_content[i * stride + d];
     }

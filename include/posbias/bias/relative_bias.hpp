@@ -56,20 +56,20 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// pass over the mask, and one evaluation a head for each distinct relative position: L1+L2-1 at consecutive ones.
   /// Other than in a narrow range of integers they are found in a pass over all pairs, on the calling thread; where
   /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 3> M>
+  template <WritableStoredTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
     modify(hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
-  template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     detail::check_mask_fits(hook_of("mod_mask", at), "mask", mask, q, k, v);
     modify(hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
-  template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     detail::check_mask_fits(hook_of("set_mask", at), "mask", mask, q, k, v);
     modify<Onto::zeros>(hook_of("set_mask", at), detail::view<3>(mask), at);
@@ -77,13 +77,13 @@ class RelativeBias : public Module<Derived, Parameters> {
 
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
   /// a table it runs on the calling thread. Throws ShapeError, PositionError.
-  template <TensorOf<Scalar, 3> M>
+  template <StoredTensorOf<Scalar, 3> M>
   void mod_mask_backward(const M& grad_mask, const PairPositions& at, Gradients& grads) const {
     backward(detail::view<3>(grad_mask), at, grads);
   }
 
   /// The same; nothing is added to grad_q, grad_k and grad_v.
-  template <TensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
+  template <StoredTensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
             HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
@@ -158,13 +158,13 @@ class RelativeBias : public Module<Derived, Parameters> {
   }
 
   /// Throws what `mod_mask` would, and writes nothing.
-  template <WritableTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     detail::check_mask_fits(hook_of("mod_mask", at), "mask", mask, q, k, v);
     (void)checked(hook_of("mod_mask", at), "mask", detail::view<3>(mask), at);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
-  template <TensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
+  template <StoredTensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
             HeadsTensor V>
   void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                                const PairPositions& at, const Gradients& grads) const {
@@ -205,7 +205,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   template <Onto onto = Onto::logits>
   void modify(const detail::Hook& hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
     PairLocations where = checked(hook, "mask", mask, at);
-    if (detail::is_column_major(mask)) {
+    if (detail::is_whole_column_major(mask)) {
       const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
       if (prepared.tabulated()) return write<onto>(mask, prepared, at.executor);
     }
@@ -217,7 +217,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   static void write(const detail::TensorView<Scalar, 3>& mask, const auto& prepared, const Executor& executor) {
     if constexpr (onto == Onto::zeros) {
       if (prepared.covers_all()) return detail::add_to_mask<onto>(mask, prepared, executor);
-      std::fill_n(mask.data, mask.whole_shape().count(), Scalar(0));
+      detail::fill_zero(mask);
     }
     detail::add_to_mask(mask, prepared, executor);
   }
@@ -228,7 +228,7 @@ class RelativeBias : public Module<Derived, Parameters> {
     const Prepared prepared(derived(), where, at.executor);
     auto sums = prepared.accumulator();
     bool accumulated = false;
-    if (detail::is_column_major(grad_mask)) {
+    if (detail::is_whole_column_major(grad_mask)) {
       const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches(), at.executor);
       accumulated = by_columns.accumulates();
       if (accumulated) by_columns.accumulate(grad_mask, sums.sums, at.executor);

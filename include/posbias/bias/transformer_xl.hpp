@@ -129,29 +129,32 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   [[nodiscard]] Index head_dim() const { return options_.dim / options_.n_heads; }  ///< H
 
   /// q += u, of every query, with a position or without. Throws ShapeError.
-  template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     check_mod_qkv(q, k, v, at);
     add_u(detail::view<3>(q), +1, at.executor);
   }
 
   /// Adjoint of `mod_qkv`: gradients pass through, u's is the sum of the queries'. Throws ShapeError.
-  template <TensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  template <StoredTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
     check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
     const auto gradient = detail::view<3>(grad_q);
     std::vector<double> sums(static_cast<std::size_t>(options_.dim));
-    for_each_query(gradient, [&](const Scalar* query) {
-      for_each_feature([&](Index h, Index d, std::size_t i) {
-        sums[i] += static_cast<double>(query[h * gradient.strides[1] + d * gradient.strides[2]]);
-      });
-    });
+    std::vector<Scalar> query(sums.size());
+    for (Index n = 0; n < gradient.batches(); ++n)
+      for (Index i = 0; i < gradient.shape[0]; ++i) {
+        for (Index h = 0; h < n_heads(); ++h)
+          detail::load<Scalar>(gradient.batch(n) + i * gradient.strides[0] + h * gradient.strides[1],
+                               gradient.strides[2], head_dim(), query.data() + h * head_dim());
+        for (std::size_t f = 0; f < sums.size(); ++f) sums[f] += static_cast<double>(query[f]);
+      }
     add_to_bias(grads.bias_r_w, sums, +1);
   }
 
   /// Takes u from q again.
-  template <WritableTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     check_mod_qkv(q, k, v, at);
     add_u(detail::view<3>(q), -1, at.executor);
@@ -368,20 +371,16 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
       for (Index d = 0; d < head_dim(); ++d) visit(h, d, i++);
   }
 
-  template <class S, class Visit>
-  static void for_each_query(const detail::TensorView<S, 3>& q, const Visit& visit) {
-    for (Index n = 0; n < q.batches(); ++n)
-      for (Index i = 0; i < q.shape[0]; ++i) visit(q.batch(n) + i * q.strides[0]);
-  }
-
   void add_u(const detail::TensorView<Scalar, 3>& q, Scalar sign, const Executor& executor) const {
     const auto& u = this->parameters_.bias_r_w;
     executor.parallel_for(q.batches(), [&](Index n) {
-      for (Index i = 0; i < q.shape[0]; ++i) {
-        Scalar* query = q.batch(n) + i * q.strides[0];
-        for_each_feature(
-            [&](Index h, Index d, std::size_t) { query[h * q.strides[1] + d * q.strides[2]] += sign * u(h, d); });
-      }
+      q.batch(n).visit([&]<class S>(S* first) {
+        for (Index i = 0; i < q.shape[0]; ++i)
+          for_each_feature([&](Index h, Index d, std::size_t) {
+            S& feature = first[i * q.strides[0] + h * q.strides[1] + d * q.strides[2]];
+            feature = detail::round_to<S>(detail::widen(feature) + sign * u(h, d));
+          });
+      });
     });
   }
 

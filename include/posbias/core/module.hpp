@@ -39,21 +39,22 @@ auto new_mask(std::string_view module, const Q& q, const K& k, const V& v) {
   return Eigen::Tensor<Scalar, Traits<Q>::rank, Traits<Q>::layout>(sizes);
 }
 
-/// A mask that `make_mask` takes for q: of bools or of q's scalar, and of no more dimensions than the logits.
+/// A mask that `make_mask` takes for q: of bools or of numbers that go with q, and of no more dimensions than the logits.
 template <class M, class Q>
 concept MaskFor = TensorLike<M> &&(Traits<M>::rank >= 1) && (Traits<Q>::rank >= Traits<M>::rank) &&
-                  (TensorOf<M, bool> || TensorOf<M, typename Traits<Q>::Scalar>);
+                  (TensorOf<M, bool> || StoredTensorOf<M, Computed<ScalarOf<Q>>>);
 
 /// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf. Of its
 /// dimensions those that are missing from the left are repeated, and those of 1; l1 = 1 only if l2 is whole.
 template <TensorLike Mask, TensorLike Smaller>
 void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
-  using Scalar = typename Traits<Mask>::Scalar;
+  using Scalar = Computed<ScalarOf<Mask>>;
   const auto to = view<3>(mask);
   TensorView<const typename Traits<Smaller>::Scalar, 0> entries = view<0>(smaller);
   for (int dimensions = Traits<Smaller>::rank; dimensions < Traits<Mask>::rank; ++dimensions)
     insert_dimension(entries, 0);
-  TensorView<const typename Traits<Smaller>::Scalar, 3> from;
+  TensorView<const Computed<ScalarOf<Smaller>>, 3> from;
+  from.data = entries.data;
   from.leading = to.leading;
   from.shape = to.shape;
   const Index queries = entries.leading.sizes[to.leading.rank + 1], keys = entries.leading.sizes[to.leading.rank + 2];
@@ -70,12 +71,14 @@ void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
     for (Index h = 0; h < from.shape[0]; ++h)
       for (Index i = 0; i < from.shape[1]; ++i)
         for (Index j = 0; j < from.shape[2]; ++j) {
-          const auto value = from.batch(n)[h * from.strides[0] + i * from.strides[1] + j * from.strides[2]];
-          Scalar& entry = to.batch(n)[h * to.strides[0] + (i + top) * to.strides[1] + (j + left) * to.strides[2]];
+          const Index place = h * from.strides[0] + i * from.strides[1] + j * from.strides[2];
+          const Index target = h * to.strides[0] + (i + top) * to.strides[1] + (j + left) * to.strides[2];
+          Scalar value;
           if constexpr (TensorOf<Smaller, bool>)
-            entry = visible_or_hidden(value, Scalar(0));
+            value = visible_or_hidden(from.batch(n).data()[place], Scalar(0));
           else
-            entry = value;
+            load<Scalar>(from.batch(n) + place, 1, 1, &value);
+          store<Scalar>(&value, 1, to.batch(n) + target, 1);
         }
 }
 
@@ -195,7 +198,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   /// `mod_mask` of zeros, whatever is in the mask; a module may know how to write it but once.
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    std::fill_n(mask.data(), mask.size(), detail::ScalarOf<M>(0));
+    detail::fill_zero(detail::view<0>(mask));
     derived().mod_mask(mask, q, k, v, detail::called_by("set_mask", at));
   }
 
@@ -215,7 +218,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at,
                                const Smaller& smaller) const {
     auto mask = detail::new_mask(Derived::name, q, k, v);
-    std::fill_n(mask.data(), mask.size(), detail::ScalarOf<Q>(0));
+    detail::fill_zero(detail::view<0>(mask));
     detail::place_mask(Derived::name, mask, smaller);
     derived().mod_mask(mask, q, k, v, detail::called_by("make_mask", at));
     return mask;

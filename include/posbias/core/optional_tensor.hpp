@@ -6,7 +6,6 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
-#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -17,10 +16,16 @@ namespace posbias {
 
 namespace detail {
 
+/// Elements whose type is not known here.
+template <int Trailing>
+struct UntypedView : StridedShape<Trailing> {
+  const void* data = nullptr;
+};
+
 /// Entries of one of these scalars, or none. Which scalar it is matters only where entries are read.
 template <int Trailing, class... Scalars>
 struct OptionalView {
-  TensorView<const void, Trailing> entries{};
+  UntypedView<Trailing> entries{};
   std::size_t scalar = 0;  // the place of the scalar, counted from 1; 0: there are none
 
   [[nodiscard]] bool given() const { return scalar != 0; }
@@ -59,7 +64,7 @@ class OptionalTensor {
   /// Borrows a tensor of rank 1 or more, in either layout, or keeps one that is a temporary.
   template <class T>
   requires(TensorOf<T, Scalars, 1> || ...) OptionalTensor(T&& tensor) {
-    if constexpr (std::is_lvalue_reference_v<T> || detail::Traits<T>::is_map) {
+    if constexpr (std::is_lvalue_reference_v<T> || detail::Traits<T>::is_reference) {
       refer_to(tensor);
     } else {
       auto kept = std::make_shared<const std::remove_cvref_t<T>>(std::forward<T>(tensor));
@@ -73,41 +78,30 @@ class OptionalTensor {
 
   [[nodiscard]] bool given() const { return view_.given(); }  ///< whether there is a tensor
 
-  /// Calls `visit(view)` with the entries as a `detail::TensorView<const Scalar, 0>`, if there is a tensor.
-  template <class Visit>
-  void visit(const Visit& visit) const {
-    view_.visit([&]<class Scalar>(const Scalar* first) {
-      visit(detail::TensorView<const Scalar, 0>{first, view_.entries.leading, view_.entries.leading_strides, {}, {}});
-    });
-  }
-
   /// The entries, whatever their scalar.
   [[nodiscard]] const detail::OptionalView<0, Scalars...>& view() const { return view_; }
 
   /// Where its entries are; nowhere, if there is none.
-  [[nodiscard]] std::span<const std::byte> memory() const {
-    std::span<const std::byte> result;
-    visit([&](const auto& entries) { result = entries.memory(); });
-    return result;
-  }
+  [[nodiscard]] detail::MemoryRegion region() const { return view_.entries.region(view_.entries.data, element_size_); }
 
  private:
   template <class T>
   void refer_to(const T& tensor) {
     const auto view = detail::view<0>(tensor);
-    view_.entries = {view.data, view.leading, view.leading_strides, {}, {}};
+    view_.entries = {view, view.data.address()};
+    element_size_ = view.data.element_size();
     (void)((++view_.scalar, TensorOf<T, Scalars>) || ...);
   }
 
   detail::OptionalView<0, Scalars...> view_;
+  Index element_size_ = 0;
   std::shared_ptr<const void> kept_;
 };
 
 namespace detail {
 
 /// Inserts a dimension of size 1 at a place.
-template <class Entry>
-void insert_dimension(TensorView<Entry, 0>& entries, std::size_t place) {
+inline void insert_dimension(StridedShape<0>& entries, std::size_t place) {
   Leading& dimensions = entries.leading;
   for (std::size_t d = dimensions.rank++; d > place; --d) {
     dimensions.sizes[d] = dimensions.sizes[d - 1];
@@ -117,14 +111,13 @@ void insert_dimension(TensorView<Entry, 0>& entries, std::size_t place) {
   entries.leading_strides[place] = 0;
 }
 
-/// Sets a view of shape (B, *, ...), its sizes given, to the entries of a tensor, in which a dimension of size 1 may stand
-/// for any size: all leading ones, and the trailing ones that `repeat`. False if the shapes do not fit.
-template <class Entry, int Trailing>
-bool broadcast(const TensorView<Entry, 0>& entries, const std::array<bool, static_cast<std::size_t>(Trailing)>& repeat,
-               TensorView<Entry, Trailing>& to) {
+/// Gives a shape (B, *, ...) the strides of a tensor, in which a dimension of size 1 may stand for any size: all leading
+/// ones, and the trailing ones that `repeat`. False if the shapes do not fit.
+template <int Trailing>
+bool broadcast(const StridedShape<0>& entries, const std::array<bool, static_cast<std::size_t>(Trailing)>& repeat,
+               StridedShape<Trailing>& to) {
   const std::size_t leading = to.leading.rank;
   if (entries.leading.rank != leading + repeat.size()) return false;
-  to.data = entries.data;
   for (std::size_t d = 0; d < entries.leading.rank; ++d) {
     const bool trails = d >= leading;
     const Index given = entries.leading.sizes[d], wanted = trails ? to.shape[d - leading] : to.leading.sizes[d];
@@ -140,6 +133,7 @@ bool broadcast(const OptionalView<0, Scalars...>& from,
                const std::array<bool, static_cast<std::size_t>(Trailing)>& repeat,
                OptionalView<Trailing, Scalars...>& to) {
   to.scalar = from.scalar;
+  to.entries.data = from.entries.data;
   return !from.given() || broadcast(from.entries, repeat, to.entries);
 }
 

@@ -77,6 +77,16 @@ using Traits = TensorTraits<std::remove_cvref_t<T>>;
 template <class T>
 using ScalarOf = typename Traits<T>::Scalar;
 
+template <class S>
+inline constexpr bool is_float_or_double = std::same_as<S, float> || std::same_as<S, double>;
+
+/// Named for compilers, which say which name is false.
+template <class S>
+inline constexpr bool tensors_are_of_float_double_bfloat16_or_half = is_float_or_double<S> || Storage16<S>;
+template <class TensorScalar, class ModuleScalar>
+inline constexpr bool float_takes_float_bfloat16_half_and_double_takes_double =
+    StoredFor<TensorScalar, ModuleScalar> || !is_float_or_double<ModuleScalar>;
+
 /// The most dimensions of a tensor.
 inline constexpr std::size_t max_rank = 14;
 
@@ -88,11 +98,13 @@ concept TensorLike = detail::Traits<T>::is_tensor && detail::Traits<T>::rank <= 
 
 /// A tensor that can be (B, *, L, H).
 template <class T>
-concept TokensTensor = TensorLike<T> && detail::Traits<T>::rank >= 2;
+concept TokensTensor = TensorLike<T> && detail::Traits<T>::rank >= 2 &&
+                       detail::tensors_are_of_float_double_bfloat16_or_half<detail::ScalarOf<T>>;
 
 /// A tensor that can be (B, *, L, NH, H).
 template <class T>
-concept HeadsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3;
+concept HeadsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3 &&
+                      detail::tensors_are_of_float_double_bfloat16_or_half<detail::ScalarOf<T>>;
 
 /// A tensor that can be (B, *, NH, L1, L2).
 template <class T>
@@ -105,7 +117,8 @@ concept TensorOf = TensorLike<T> && std::same_as<typename detail::Traits<T>::Sca
 
 /// A tensor that a module of `Scalar` reads: of double for double; of float, `Eigen::bfloat16` or `Eigen::half` for float.
 template <class T, class Scalar, int MinRank = 0>
-concept StoredTensorOf = TensorLike<T> && detail::StoredFor<typename detail::Traits<T>::Scalar, Scalar> &&
+concept StoredTensorOf = TensorLike<T> &&
+    detail::float_takes_float_bfloat16_half_and_double_takes_double<detail::ScalarOf<T>, Scalar> &&
     (detail::Traits<T>::rank >= MinRank);
 
 namespace detail {

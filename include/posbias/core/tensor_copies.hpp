@@ -1,44 +1,156 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Copies of tensors that a call must not change.
+/// Copies of tensors: of those that a call must not change, and of those whose elements are not the scalar that computes.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
+#include <list>
+#include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "posbias/core/tensor_view.hpp"
 
 namespace posbias::detail {
 
-/// Copies of tensors, to write to. Tensors that are one memory have one copy: what is done to one shows in the other.
-class TensorCopies {
+/// The rows of a tensor: its last dimension, all others numbered.
+template <class Scalar, int Trailing>
+TensorView<Scalar, 1> rows_of(const TensorView<Scalar, Trailing>& tensor) {
+  if constexpr (Trailing == 1) {
+    return tensor;
+  } else {
+    TensorView<Scalar, Trailing - 1> rows;
+    rows.data = tensor.data;
+    rows.leading = tensor.leading;
+    rows.leading_strides = tensor.leading_strides;
+    rows.leading_strides[rows.leading.rank] = tensor.strides[0];
+    rows.leading.sizes[rows.leading.rank++] = tensor.shape[0];
+    std::copy(tensor.shape.begin() + 1, tensor.shape.end(), rows.shape.begin());
+    std::copy(tensor.strides.begin() + 1, tensor.strides.end(), rows.strides.begin());
+    return rows_of(rows);
+  }
+}
+
+/// Reads a tensor into memory, row-major.
+template <class Scalar>
+void load_all(const TensorView<const Scalar, 1>& rows, Scalar* to) {
+  for (Index n = 0; n < rows.batches(); ++n)
+    load<Scalar>(rows.batch(n), rows.strides[0], rows.shape[0], to + n * rows.shape[0]);
+}
+
+/// Writes a tensor from memory, row-major, each element rounded once.
+template <class Scalar>
+void store_all(const Scalar* from, const TensorView<Scalar, 1>& rows) {
+  for (Index n = 0; n < rows.batches(); ++n)
+    store<Scalar>(from + n * rows.shape[0], rows.shape[0], rows.batch(n), rows.strides[0]);
+}
+
+/// Views to compute with in `Scalar`: the tensors themselves, or row-major copies of those that are stored otherwise.
+template <class Scalar>
+class NativeCopies {
  public:
-  /// A map of the tensor's copy, in its layout; valid as long as this object.
-  template <TensorLike T>
-  auto operator()(const T& tensor) {
-    using Scalar = typename Traits<T>::Scalar;
-    const std::size_t size = static_cast<std::size_t>(tensor.size()) * sizeof(Scalar);
-    auto* values = static_cast<Scalar*>(memory_for(tensor.data(), size));
-    std::copy_n(tensor.data(), tensor.size(), values);
-    return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Traits<T>::layout>>(values, shape_of(tensor));
+  /// The tensor, or its copy, valid as long as this object. A tensor that is given twice has one copy.
+  template <class S, int Trailing>
+  TensorView<S, Trailing> operator()(TensorView<S, Trailing> tensor) {
+    if (tensor.native()) return tensor;
+    Copy& copy = copy_of(rows_of(TensorView<const Scalar, Trailing>(tensor)));
+    if constexpr (!std::is_const_v<S>) copy.write_to = rows_of(tensor);
+    tensor.data = Elements<S>(copy.values.data());
+    Index stride = 1;
+    for (std::size_t d = tensor.shape.size(); d-- > 0; stride *= tensor.shape[d]) tensor.strides[d] = stride;
+    for (std::size_t d = tensor.leading.rank; d-- > 0; stride *= tensor.leading.sizes[d])
+      tensor.leading_strides[d] = stride;
+    return tensor;
+  }
+  template <class S, int Trailing>
+  std::optional<TensorView<S, Trailing>> operator()(const std::optional<TensorView<S, Trailing>>& tensor) {
+    if (!tensor) return tensor;
+    return (*this)(*tensor);
+  }
+
+  /// Rounds the copies of tensors that may be written to, to where they came from.
+  void write_back() const {
+    for (const Copy& copy : copies_)
+      if (copy.write_to) store_all<Scalar>(copy.values.data(), *copy.write_to);
   }
 
  private:
   struct Copy {
-    const void* of;
+    TensorView<const Scalar, 1> rows;
+    std::optional<TensorView<Scalar, 1>> write_to;
+    std::vector<Scalar> values;
+  };
+
+  Copy& copy_of(const TensorView<const Scalar, 1>& rows) {
+    for (Copy& copy : copies_)
+      if (same_tensor(copy.rows, rows)) return copy;
+    Copy& copy =
+        copies_.emplace_back(Copy{rows, {}, std::vector<Scalar>(static_cast<std::size_t>(rows.whole_shape().count()))});
+    load_all<Scalar>(rows, copy.values.data());
+    return copy;
+  }
+
+  std::list<Copy> copies_;
+};
+
+/// Copies of tensors, to write to, in the scalar that computes. A tensor that is given twice has one copy: changes to one
+/// show in the other.
+class TensorCopies {
+ public:
+  /// A row-major map of the tensor's copy, valid as long as this object.
+  template <TensorLike T>
+  auto operator()(const T& tensor) {
+    const auto from = view<1>(tensor);
+    using Scalar = std::remove_const_t<typename decltype(from)::Scalar>;
+    for (Copy& copy : copies_)
+      if (copy.address == from.data.address() && same_shape(copy.shape, from)) return map<Scalar>(tensor, copy);
+    Copy& copy = copies_.emplace_back(Copy{from.data.address(), from, {}});
+    copy.bytes.resize(static_cast<std::size_t>(from.whole_shape().count()) * sizeof(Scalar));
+    load_all<Scalar>(from, static_cast<Scalar*>(static_cast<void*>(copy.bytes.data())));
+    return map<Scalar>(tensor, copy);
+  }
+
+ private:
+  struct Copy {
+    const void* address;
+    StridedShape<1> shape;
     std::vector<std::byte> bytes;
   };
 
-  /// Where the copy of some bytes is, or will be.
-  void* memory_for(const void* address, std::size_t size) {
-    for (Copy& copy : copies_)
-      if (copy.of == address && copy.bytes.size() == size) return copy.bytes.data();
-    copies_.push_back({address, std::vector<std::byte>(size)});
-    return copies_.back().bytes.data();
+  template <class Scalar, class T>
+  static auto map(const T& tensor, Copy& copy) {
+    return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>>(
+        static_cast<Scalar*>(static_cast<void*>(copy.bytes.data())), shape_of(tensor));
   }
 
-  std::vector<Copy> copies_;
+  std::list<Copy> copies_;
+};
+
+/// A tensor to add to in `Scalar`, rounded once in the end: itself, or a map of a copy of a tensor of 16 bits.
+template <class Scalar, class T>
+class Widened {
+ public:
+  explicit Widened(T& tensor) : tensor_(tensor), native_(copies_(view<1>(tensor))) {}
+  Widened(const Widened&) = delete;
+  Widened& operator=(const Widened&) = delete;
+
+  /// To be read and written to.
+  decltype(auto) tensor() const {
+    if constexpr (Storage16<ScalarOf<T>>)
+      return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>>(native_.data.data(),
+                                                                                       shape_of(tensor_));
+    else
+      return (tensor_);
+  }
+
+  /// Rounds the copy, if there is one, to where it came from.
+  void write_back() const { copies_.write_back(); }
+
+ private:
+  T& tensor_;
+  NativeCopies<Scalar> copies_;
+  TensorView<Scalar, 1> native_;
 };
 
 }  // namespace posbias::detail

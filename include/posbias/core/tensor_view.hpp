@@ -1,113 +1,35 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Strided views over Eigen tensors: one way to walk any rank and either layout.
+/// The one view that kernels take: any rank, any strides, any storage type.
 ///
-/// Hooks take any `Eigen::Tensor` or `Eigen::TensorMap`, RowMajor or ColMajor. The last dimensions have a meaning,
-/// the leading ones (B, *) may be any number, none included:
+/// The last dimensions of a tensor have a meaning, the leading ones (B, *) may be any number, none included:
 ///
 ///     tokens  (B, *, L, H)         x
 ///     heads   (B, *, L, NH, H)     q, k, v
 ///     logits  (B, *, NH, L1, L2)   mask
 ///
 /// A view keeps the meaningful dimensions with their strides and numbers the leading ones 0, 1, ... in row-major
-/// order whatever the layout, so that batch n is the same data in both layouts and sums run in the same order.
+/// order whatever the layout, so that batch n is the same data in every layout and sums run in the same order.
 #pragma once
 
 #include <algorithm>
 #include <array>
-#include <concepts>
 #include <cstddef>
-#include <cstdint>
 #include <span>
 #include <string_view>
 #include <type_traits>
-#include <unsupported/Eigen/CXX11/Tensor>
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/index.hpp"
+#include "posbias/core/overlap.hpp"
+#include "posbias/core/storage.hpp"
+#include "posbias/core/tensor.hpp"
 
-namespace posbias {
-
-namespace detail {
-
-template <class T>
-struct TensorTraits {
-  static constexpr bool is_tensor = false;
-};
-
-template <class S, int Rank_, int Options, class IndexType>
-struct TensorTraits<Eigen::Tensor<S, Rank_, Options, IndexType>> {
-  static constexpr bool is_tensor = true, is_map = false, is_writable = !std::is_const_v<S>;
-  static constexpr int rank = Rank_;
-  static constexpr int layout = (Options & Eigen::RowMajor) != 0 ? Eigen::RowMajor : Eigen::ColMajor;
-  using Scalar = std::remove_const_t<S>;
-};
-
-template <class Plain, int Options, template <class> class MakePointer>
-struct TensorTraits<Eigen::TensorMap<Plain, Options, MakePointer>> : TensorTraits<std::remove_const_t<Plain>> {
-  static constexpr bool is_map = true;
-  static constexpr bool is_writable = !std::is_const_v<Plain> && TensorTraits<std::remove_const_t<Plain>>::is_writable;
-};
-
-template <class T>
-using Traits = TensorTraits<std::remove_cvref_t<T>>;
-
-template <class T>
-using ScalarOf = typename Traits<T>::Scalar;
-
-template <class S>
-inline constexpr bool is_float_or_double = std::is_same_v<S, float> || std::is_same_v<S, double>;
-
-/// Named for compilers, which say which name is false: false of other tensors where the module, too, is of one of these.
-template <class TensorScalar, class ModuleScalar = float>
-inline constexpr bool tensors_are_of_float_or_double =
-    is_float_or_double<TensorScalar> || !is_float_or_double<ModuleScalar>;
-
-}  // namespace detail
-
-/// An `Eigen::Tensor` or `Eigen::TensorMap`, of any rank up to 14.
-template <class T>
-concept TensorLike = detail::Traits<T>::is_tensor && detail::Traits<T>::rank <= 14;
-
-/// A tensor that can be (B, *, L, H).
-template <class T>
-concept TokensTensor =
-    TensorLike<T> && detail::Traits<T>::rank >= 2 && detail::tensors_are_of_float_or_double<detail::ScalarOf<T>>;
-
-/// A tensor that can be (B, *, L, NH, H).
-template <class T>
-concept HeadsTensor =
-    TensorLike<T> && detail::Traits<T>::rank >= 3 && detail::tensors_are_of_float_or_double<detail::ScalarOf<T>>;
-
-/// A tensor that can be (B, *, NH, L1, L2).
-template <class T>
-concept LogitsTensor = TensorLike<T> && detail::Traits<T>::rank >= 3;
-
-/// A tensor of this scalar, with at least this many dimensions.
-template <class T, class Scalar, int MinRank = 0>
-concept TensorOf = TensorLike<T> && detail::tensors_are_of_float_or_double<detail::ScalarOf<T>, Scalar> &&
-    std::same_as<detail::ScalarOf<T>, Scalar> &&(detail::Traits<T>::rank >= MinRank);
-
-namespace detail {
-
-/// One name for it all, because compilers say which name is false, and not which of several terms.
-template <class T>
-inline constexpr bool can_be_written_to = Traits<T>::is_writable &&
-                                          (Traits<T>::is_map || (std::is_lvalue_reference_v<T> &&
-                                                                 !std::is_const_v<std::remove_reference_t<T>>));
-
-}  // namespace detail
-
-/// A tensor that a hook may write to. `T` is deduced from a forwarding reference: an lvalue of non-const
-/// `Eigen::Tensor`, or a `TensorMap` (by value too: it only refers to its data) of non-const values.
-template <class T, class Scalar, int MinRank = 0>
-concept WritableTensorOf = TensorOf<T, Scalar, MinRank> && detail::can_be_written_to<T>;
-
-namespace detail {
+namespace posbias::detail {
 
 /// The leading dimensions (B, *) of a tensor.
 struct Leading {
-  static constexpr std::size_t max_rank = 14;
+  static constexpr std::size_t max_rank = detail::max_rank;
   std::array<Index, max_rank> sizes{};
   std::size_t rank = 0;
 
@@ -127,19 +49,13 @@ struct Leading {
   friend bool operator==(const Leading&, const Leading&) = default;
 };
 
-/// A tensor seen as `batches()` blocks of `Trailing` strided dimensions.
-template <class Scalar, int Trailing>
-struct TensorView {
-  Scalar* data = nullptr;
-  Leading leading;
+/// The sizes and strides of a tensor, in elements: `batches()` blocks of `Trailing` dimensions.
+template <int Trailing>
+struct StridedShape {
+  Leading leading{};
   std::array<Index, Leading::max_rank> leading_strides{};
   std::array<Index, static_cast<std::size_t>(Trailing)> shape{};
   std::array<Index, static_cast<std::size_t>(Trailing)> strides{};
-
-  /// A view to write through serves where one to read is wanted.
-  operator TensorView<const Scalar, Trailing>() const requires(!std::is_const_v<Scalar>) {
-    return {data, leading, leading_strides, shape, strides};
-  }
 
   [[nodiscard]] Index batches() const { return leading.count(); }
 
@@ -150,13 +66,7 @@ struct TensorView {
     return result;
   }
 
-  /// Where the tensor is.
-  [[nodiscard]] std::span<const std::byte> memory() const {
-    return std::as_bytes(std::span(data, static_cast<std::size_t>(whole_shape().count())));
-  }
-
-  /// First element of block n, numbered in row-major order of (B, *).
-  [[nodiscard]] Scalar* batch(Index n) const { return data + offset(n); }
+  /// Where block n begins, blocks numbered in row-major order of (B, *).
   [[nodiscard]] Index offset(Index n) const {
     Index first = 0;
     for (std::size_t d = leading.rank; d-- > 0;) {
@@ -165,49 +75,108 @@ struct TensorView {
     }
     return first;
   }
+
+  /// The memory of elements of this shape.
+  [[nodiscard]] MemoryRegion region(const void* address, Index element_size) const {
+    if (address == nullptr) return {};
+    MemoryRegion result(address, static_cast<std::size_t>(element_size));
+    for (std::size_t d = 0; d < leading.rank; ++d) result.add(leading.sizes[d], leading_strides[d]);
+    for (std::size_t d = 0; d < shape.size(); ++d) result.add(shape[d], strides[d]);
+    return result;
+  }
 };
 
-/// The whole shape of a tensor.
-template <TensorLike T>
-auto shape_of(const T& tensor) {
-  std::array<Index, static_cast<std::size_t>(Traits<T>::rank)> shape{};
-  std::copy(tensor.dimensions().begin(), tensor.dimensions().end(), shape.begin());
-  return shape;
+template <int Trailing>
+bool same_shape(const StridedShape<Trailing>& a, const StridedShape<Trailing>& b) {
+  return a.leading == b.leading && a.leading_strides == b.leading_strides && a.shape == b.shape &&
+         a.strides == b.strides;
 }
 
+/// A tensor of `Scalar`, or stored for it (see core/storage.hpp).
+template <class Scalar_, int Trailing>
+struct TensorView : StridedShape<Trailing> {
+  using Scalar = Scalar_;
+  Elements<Scalar> data{};
+
+  TensorView() = default;
+  TensorView(Elements<Scalar> elements, const StridedShape<Trailing>& shape)
+      : StridedShape<Trailing>(shape), data(elements) {}
+
+  /// A view to write through serves where one to read is wanted.
+  operator TensorView<const Scalar, Trailing>() const requires(!std::is_const_v<Scalar>) { return {data, *this}; }
+
+  [[nodiscard]] bool native() const { return data.native(); }
+  /// First element of block n.
+  [[nodiscard]] Elements<Scalar> batch(Index n) const { return data + this->offset(n); }
+  /// Where the tensor is.
+  [[nodiscard]] MemoryRegion region() const {
+    return StridedShape<Trailing>::region(data.address(), data.element_size());
+  }
+};
+
+/// Whether two views are of the same elements in the same order.
+template <class S, int Trailing>
+bool same_tensor(const TensorView<S, Trailing>& a, const TensorView<S, Trailing>& b) {
+  return a.data == b.data && same_shape(a, b);
+}
+
+/// The scalar that computes with stored elements: float for 16 bits.
+template <class S>
+using Computed = std::conditional_t<Storage16<S>, float, S>;
+
 template <int Trailing, TensorLike T>
-auto view(T& tensor) {
-  using Traits = detail::Traits<T>;
-  static_assert(Traits::rank >= Trailing, "posbias: the tensor has too few dimensions");
-  constexpr bool writable = Traits::is_writable && (Traits::is_map || !std::is_const_v<T>);
-  using Scalar = std::conditional_t<writable, typename Traits::Scalar, const typename Traits::Scalar>;
+auto view(T&& tensor) {
+  static_assert(Traits<T>::rank >= Trailing, "posbias: the tensor has too few dimensions");
+  auto* first = first_element(tensor);
+  using Element = std::remove_pointer_t<decltype(first)>;
+  using Value = Computed<std::remove_const_t<Element>>;
+  using Scalar = std::conditional_t<std::is_const_v<Element>, const Value, Value>;
 
   TensorView<Scalar, Trailing> result;
-  result.data = tensor.data();
-  result.leading.rank = static_cast<std::size_t>(Traits::rank - Trailing);
+  result.data = Elements<Scalar>(first);
+  result.leading.rank = static_cast<std::size_t>(Traits<T>::rank - Trailing);
   const auto shape = shape_of(tensor);
+  const auto strides = strides_of(tensor);
   const std::size_t leading = result.leading.rank;
-  Index stride = 1;
-  for (std::size_t step = 0; step < shape.size(); ++step) {
-    const std::size_t d = Traits::layout == Eigen::RowMajor ? shape.size() - 1 - step : step;
-    if (d < leading) {
-      result.leading.sizes[d] = shape[d];
-      result.leading_strides[d] = stride;
-    } else {
-      result.shape[d - leading] = shape[d];
-      result.strides[d - leading] = stride;
-    }
-    stride *= shape[d];
+  for (std::size_t d = 0; d < shape.size(); ++d) {
+    (d < leading ? result.leading.sizes[d] : result.shape[d - leading]) = shape[d];
+    (d < leading ? result.leading_strides[d] : result.strides[d - leading]) = strides[d];
   }
   return result;
 }
 
-/// The row-major tensor's flat index of each element of `tensor`, in order; used to copy either layout.
+/// The row-major tensor's flat index of each element of `tensor`, in order, and its value.
 template <TensorLike T, class Visit>
 void for_each_row_major(const T& tensor, const Visit& visit) {
-  const auto all_leading = view<0>(tensor);
-  const Index count = all_leading.batches();
-  for (Index i = 0; i < count; ++i) visit(i, *all_leading.batch(i));
+  const auto elements = view<0>(tensor);
+  const Index count = elements.batches();
+  elements.data.visit([&](const auto* first) {
+    for (Index i = 0; i < count; ++i) visit(i, widen(first[elements.offset(i)]));
+  });
+}
+
+/// Sets all elements to 0.
+template <class Scalar, int Trailing>
+void fill_zero(const TensorView<Scalar, Trailing>& tensor) {
+  const MemoryRegion region = tensor.region();
+  if (region.empty) return;
+  tensor.data.visit([&]<class S>(S* first) {
+    const S stored = round_to<S>(Scalar(0));
+    const Index count = tensor.whole_shape().count();
+    const bool gapless = region.extent() == count * static_cast<Index>(sizeof(S));
+    if (gapless && region.first == reinterpret_cast<std::uintptr_t>(first)) {
+      std::fill_n(first, count, stored);
+      return;
+    }
+    const auto fill_rows = [&](S* row, const auto& self, std::size_t d) -> void {
+      if (d == tensor.shape.size()) {
+        *row = stored;
+        return;
+      }
+      for (Index i = 0; i < tensor.shape[d]; ++i) self(row + i * tensor.strides[d], self, d + 1);
+    };
+    for (Index n = 0; n < tensor.batches(); ++n) fill_rows(first + tensor.offset(n), fill_rows, 0);
+  });
 }
 
 /// What q, k and v say about an attention: (B, *), L1, L2 and NH.
@@ -240,22 +209,25 @@ AttentionShape attention_shape(const Hook& hook, const Q& q, const K& k, const V
 
 /// The memory of a tensor, or of what says so itself.
 template <class T>
-std::span<const std::byte> memory_of(const T& owner) {
+MemoryRegion region_of(const T& owner) {
   if constexpr (TensorLike<T>)
-    return std::as_bytes(std::span(owner.data(), static_cast<std::size_t>(owner.size())));
+    return view<0>(owner).region();
   else
-    return owner.memory();
+    return owner.region();
 }
 
-/// Whether two tensors share memory.
+/// Whether two tensors share an element.
 template <class A, class B>
 bool overlap(const A& a, const B& b) {
-  const auto first = [](std::span<const std::byte> memory) { return reinterpret_cast<std::uintptr_t>(memory.data()); };
-  const std::span<const std::byte> one = memory_of(a), other = memory_of(b);
-  return first(one) < first(other) + other.size() && first(other) < first(one) + one.size();
+  return share_element(region_of(a), region_of(b));
 }
 
-inline void check_apart(const Hook&, std::string_view /*argument*/, const auto& /*written*/) {}
+/// Throws ShapeError if two elements of a tensor that is written to share memory.
+template <class Written>
+void check_apart(const Hook& hook, std::string_view argument, const Written& written) {
+  if (overlaps_itself(region_of(written)))
+    fail<ShapeError>(hook, ": ", argument, " has elements that share memory; it is written to");
+}
 
 /// Throws ShapeError if a tensor that is written to shares memory with any of the others, each given behind its name:
 /// tensors, or what has memory.
@@ -281,5 +253,4 @@ void check_gradient_shapes(const Hook& hook, const GQ& grad_q, const GK& grad_k,
   check("v", grad_v, v);
 }
 
-}  // namespace detail
-}  // namespace posbias
+}  // namespace posbias::detail

@@ -283,8 +283,8 @@ void visit_token_block(const TokenLocations& at, Index batches, Index index, con
 
 /// Where the first token of a block is in each of its batch entries.
 template <class Scalar, int Trailing>
-std::vector<Scalar*> block_in_batches(const TensorView<Scalar, Trailing>& tokens, const TokenBlock& block) {
-  std::vector<Scalar*> result;
+std::vector<Elements<Scalar>> block_in_batches(const TensorView<Scalar, Trailing>& tokens, const TokenBlock& block) {
+  std::vector<Elements<Scalar>> result;
   for (Index n = block.first_batch; n < block.end_batch; ++n)
     result.push_back(tokens.batch(n) + block.first_token * tokens.strides[0]);
   return result;

@@ -48,7 +48,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
 
   /// x (B, *, L, H = dim) += rows of its positions. Tokens without a position, or whose flag is false, stay as they
   /// are. Cost O(L·dim) for the rows, O(B·L·dim) for the sum. Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 2> X>
+  template <WritableStoredTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
     const Tokens<Scalar> tokens("mod_x", "x", detail::view<2>(x), at, derived());
     const auto find = checked_rows();
@@ -56,7 +56,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       tokens.visit(index, [&](const detail::TokenBlock& block) {
         detail::TokenRows<Scalar> rows;
         find(block.positions, rows);
-        const auto add = [&](Index token, Index feature, Index count, std::span<Scalar* const> where) {
+        const auto add = [&](Index token, Index feature, Index count, const auto& where) {
           const Scalar* row = rows[token] + feature;
           std::size_t n = 0;
           for (; n + 2 <= where.size(); n += 2) add_to_each(row, count, where[n], where[n + 1]);
@@ -69,7 +69,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
 
   /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch. Throws ShapeError,
   /// PositionError.
-  template <TensorOf<Scalar, 2> G>
+  template <StoredTensorOf<Scalar, 2> G>
   void mod_x_backward(const G& grad_x, const TokenPositions& at, Gradients& grads) const {
     const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
@@ -85,12 +85,12 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   }
 
   /// Throws what `mod_x` would, and writes nothing.
-  template <WritableTensorOf<Scalar, 2> X>
+  template <WritableStoredTensorOf<Scalar, 2> X>
   void check_mod_x(X&& x, const TokenPositions& at = {}) const {
     (void)Tokens<Scalar>("mod_x", "x", detail::view<2>(x), at, derived());
   }
   /// Throws what `mod_x_backward` would, and writes nothing.
-  template <TensorOf<Scalar, 2> G>
+  template <StoredTensorOf<Scalar, 2> G>
   void check_mod_x_backward(const G& grad_x, const TokenPositions& at, const Gradients& grads) const {
     (void)Tokens<const Scalar>("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
     this->check_gradients("mod_x_backward", grads);
@@ -195,8 +195,9 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   }
 
   /// Adds a row to tokens. Two at a time, processors fetch them side by side; more would be too many streams.
-  static void add_to_each(const Scalar* __restrict row, Index count, auto* __restrict... to) {
-    for (Index f = 0; f < count; ++f) ((to[f] += row[f]), ...);
+  template <class... S>
+  static void add_to_each(const Scalar* __restrict row, Index count, S* __restrict... to) {
+    for (Index f = 0; f < count; ++f) ((to[f] = detail::round_to<S>(detail::widen(to[f]) + row[f])), ...);
   }
 
   /// A checked view of x, or of its gradient, with where its tokens are.
@@ -228,33 +229,36 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     template <class Visit>
     void for_each(const detail::TokenBlock& block, Index feature, Index features, const Visit& visit) const {
       const Index token_stride = view.strides[0], feature_stride = view.strides[1];
-      const std::vector<S*> batches = detail::block_in_batches(view, block);
+      const std::vector<detail::Elements<S>> batches = detail::block_in_batches(view, block);
       const bool encode_all = flags.all();
-      std::vector<S*> where;
-      const auto each = [&](Index first, Index count) {
-        for (Index token = 0; token < std::ssize(block.positions); ++token) {
-          where.clear();
-          for (std::size_t n = 0; n < batches.size(); ++n)
-            if (encode_all || flags(block.first_batch + static_cast<Index>(n), block.first_token + token))
-              where.push_back(batches[n] + token * token_stride + first * feature_stride);
-          visit(token, first, count, std::span<S* const>(where));
-        }
-      };
-      if (feature_stride == 1)
-        each(feature, features);
-      else
-        for (Index f = feature; f < feature + features; ++f) each(f, 1);
+      view.data.visit([&](auto* as_stored) {
+        std::vector<decltype(as_stored)> where;
+        const auto each = [&](Index first, Index count) {
+          for (Index token = 0; token < std::ssize(block.positions); ++token) {
+            where.clear();
+            for (std::size_t n = 0; n < batches.size(); ++n)
+              if (encode_all || flags(block.first_batch + static_cast<Index>(n), block.first_token + token))
+                where.push_back(static_cast<decltype(as_stored)>(batches[n].address()) + token * token_stride +
+                                first * feature_stride);
+            visit(token, first, count, where);
+          }
+        };
+        if (feature_stride == 1)
+          each(feature, features);
+        else
+          for (Index f = feature; f < feature + features; ++f) each(f, 1);
+      });
     }
 
     /// Adds tokens to a row, one after another.
     static void sum_each(double* __restrict row, Index count, const auto* __restrict... from) {
-      for (Index f = 0; f < count; ++f) ((row[f] += static_cast<double>(from[f])), ...);
+      for (Index f = 0; f < count; ++f) ((row[f] += static_cast<double>(detail::widen(from[f]))), ...);
     }
 
     /// Sums some features of a block's tokens over the batch, in rows of them.
     void sum(const detail::TokenBlock& block, Index feature, Index features, double* rows) const {
       std::fill_n(rows, std::ssize(block.positions) * features, 0.0);
-      for_each(block, feature, features, [&](Index token, Index first, Index count, std::span<S* const> where) {
+      for_each(block, feature, features, [&](Index token, Index first, Index count, const auto& where) {
         double* row = rows + token * features + (first - feature);
         std::size_t n = 0;
         for (; n + 4 <= where.size(); n += 4) sum_each(row, count, where[n], where[n + 1], where[n + 2], where[n + 3]);

@@ -53,7 +53,7 @@ namespace detail {
 /// Tokens [first, first + count) of a batch entry as a matrix (tokens, features).
 template <class Scalar>
 Factor<Scalar> token_rows(const TensorView<const Scalar, 2>& tokens, Index batch, Index first) {
-  return {tokens.batch(batch) + first * tokens.strides[0], tokens.strides[0], tokens.strides[1]};
+  return {tokens.batch(batch).data() + first * tokens.strides[0], tokens.strides[0], tokens.strides[1]};
 }
 
 /// A linear map cut into heads, packed: each head's outputs are computed by themselves.
@@ -97,7 +97,7 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
   const Index inputs = linear.inputs(), outputs = linear.outputs(), L = x.shape[0], tokens = x.batches() * L;
   const Index width = whole_lanes<Scalar>(inputs);
   const auto features_of = [L](const auto& tensor, Index token) {
-    return tensor.batch(token / L) + token % L * tensor.strides[0];
+    return tensor.batch(token / L).data() + token % L * tensor.strides[0];
   };
 
   Workspace<Scalar> packed(packed_size<Scalar>(outputs, inputs));

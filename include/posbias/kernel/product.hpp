@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "posbias/core/index.hpp"
+#include "posbias/core/storage.hpp"
 
 namespace posbias::detail {
 
@@ -43,6 +44,20 @@ struct Factor {
 
   [[nodiscard]] Factor transposed() const { return {data, column_stride, row_stride}; }
   [[nodiscard]] Factor from_row(Index i) const { return {data + i * row_stride, row_stride, column_stride}; }
+};
+
+/// A matrix in a caller's tensor, as it is stored there: element (i, t) is data[i·row_stride + t·column_stride].
+template <class Scalar>
+struct StoredMatrix {
+  Elements<const Scalar> data;
+  Index row_stride, column_stride;
+
+  [[nodiscard]] StoredMatrix transposed() const { return {data, column_stride, row_stride}; }
+
+  /// Reads row i.
+  void load_row(Index i, Index columns, Scalar* to) const {
+    load<Scalar>(data + i * row_stride, column_stride, columns, to);
+  }
 };
 
 /// A matrix (terms, columns) as the second factor: columns j to j + lanes of term t start at
@@ -116,6 +131,12 @@ template <class Scalar>
 #endif
 }
 
+/// Copies values, converted to those that are multiplied.
+template <class From, class Scalar>
+void convert(const From* __restrict from, Index count, Scalar* __restrict to) {
+  for (Index i = 0; i < count; ++i) to[i] = static_cast<Scalar>(widen(from[i]));
+}
+
 /// Packs a matrix (terms, columns), panel after panel, 0 beyond the last column: what is read together lies together.
 /// Its values are converted to those that are multiplied.
 template <class From, class Scalar>
@@ -128,18 +149,28 @@ Panels<Scalar> pack(Factor<From> matrix, Index terms, Index columns, Scalar* to)
     for (Index t = 0; t < terms; ++t, to += lanes<Scalar>) {
       const From* from = matrix.data + t * matrix.row_stride;
       if (t + ahead < terms) prefetch(from + ahead * matrix.row_stride, columns);
-      for (Index j = 0; j < whole; j += lanes<Scalar>) std::copy_n(from + j, lanes<Scalar>, to + terms * j);
-      std::copy_n(from + whole, columns - whole, to + terms * whole);
+      for (Index j = 0; j < whole; j += lanes<Scalar>) convert(from + j, lanes<Scalar>, to + terms * j);
+      convert(from + whole, columns - whole, to + terms * whole);
     }
   } else {  // transposed, so that a column is what lies together
     for (Index j = 0; j < columns; ++j) {
       const From* from = matrix.data + j * matrix.column_stride;
       if (j + ahead < columns) prefetch(from + ahead * matrix.column_stride, terms);
       Scalar* column = to + j / lanes<Scalar> * panels.panel_stride + j % lanes<Scalar>;
-      for (Index t = 0; t < terms; ++t) column[t * lanes<Scalar>] = static_cast<Scalar>(from[t * matrix.row_stride]);
+      for (Index t = 0; t < terms; ++t)
+        column[t * lanes<Scalar>] = static_cast<Scalar>(widen(from[t * matrix.row_stride]));
     }
   }
   return panels;
+}
+
+template <class Scalar>
+Panels<Scalar> pack(const StoredMatrix<Scalar>& matrix, Index terms, Index columns, Scalar* to) {
+  return matrix.data.visit([&](const auto* first) {
+    return pack(Factor<std::remove_const_t<std::remove_pointer_t<decltype(first)>>>{first, matrix.row_stride,
+                                                                                    matrix.column_stride},
+                terms, columns, to);
+  });
 }
 
 }  // namespace posbias::detail

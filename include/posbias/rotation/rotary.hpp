@@ -97,15 +97,15 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// Rotates q and k in place, once if they are one and the same tensor. Tokens without a position stay as they are.
   /// Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     turn<+1>("mod_qkv", q, k, v, at);
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
   /// grad_b·a - grad_a·b. Throws ShapeError, PositionError.
-  template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK, HeadsTensor GV, TensorOf<Scalar, 3> Q,
-            TensorOf<Scalar, 3> K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> GQ, WritableStoredTensorOf<Scalar, 3> GK, HeadsTensor GV,
+            StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
     const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
@@ -115,20 +115,20 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// Throws what `mod_qkv` would, and writes nothing.
-  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void check_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     (void)sides("mod_qkv", q, k, v, at);
   }
   /// Throws what `mod_qkv_backward` would, and writes nothing.
-  template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK, HeadsTensor GV, TensorOf<Scalar, 3> Q,
-            TensorOf<Scalar, 3> K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> GQ, WritableStoredTensorOf<Scalar, 3> GK, HeadsTensor GV,
+            StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void check_mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                               const PairPositions& at, const Gradients& grads) const {
     (void)backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
   }
 
   /// Rotates back.
-  template <WritableTensorOf<Scalar, 3> Q, WritableTensorOf<Scalar, 3> K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     turn<-1>("undo_mod_qkv", q, k, v, at);
   }
@@ -181,7 +181,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     if (query.shape[2] != options_.head_dim)
       detail::fail<ShapeError>(hook, ": q has ", query.shape[2], " features per head; head_dim = ", options_.head_dim);
     const bool same = detail::overlap(q, k);
-    const bool one = query.data == key.data && query.shape == key.shape && query.strides == key.strides;
+    const bool one = detail::same_tensor(query, key);
     if (same && (!one || at.q.given() || at.k.given()))
       detail::fail<ShapeError>(hook, ": q and k share memory; they must be one tensor, at the same positions");
     std::vector<Side> result;
@@ -219,12 +219,14 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
-      const std::vector<Scalar*> batches = detail::block_in_batches(side.view, block);
+      const std::vector<detail::Elements<Scalar>> batches = detail::block_in_batches(side.view, block);
       std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
       const auto each_batch = [&](Index token, Index h, const auto& turn) {
-        for (Scalar* batch : batches) turn(batch + token * token_stride + h * head_stride);
+        for (const auto& batch : batches) turn((batch + (token * token_stride + h * head_stride)).data());
       };
-      if (side.view.strides[2] != 1) {  // tokens lie together, features do not
+      if (!side.view.native()) {
+        turn_stored<direction>(side.view, batches, std::ssize(block.positions), rows);
+      } else if (side.view.strides[2] != 1) {  // tokens lie together, features do not
         for (Index h = 0; h < heads; ++h)
           for (Index i = 0; i < pairs; ++i)
             for (Index token = 0; token < std::ssize(block.positions); ++token)
@@ -248,6 +250,33 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     });
   }
 
+  /// Turns the heads of some tokens that are not stored as the scalar.
+  template <int direction>
+  void turn_stored(const detail::TensorView<Scalar, 3>& view, const std::vector<detail::Elements<Scalar>>& batches,
+                   Index tokens, const detail::TokenRows<Scalar>& rows) const {
+    const Index pairs = options_.n_dims / 2;
+    const auto [token_stride, head_stride, feature_stride] = view.strides;
+    const bool interleaved = options_.pairing == RotaryPairing::interleaved;
+    const Index partner = pair_strides(1).partner, width = interleaved ? 2 * pairs : partner + pairs;
+    std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs)), features(static_cast<std::size_t>(width));
+    for (Index token = 0; token < tokens; ++token) {
+      if (interleaved) detail::spread_row<direction>(rows[token], pairs, spread.data());
+      for (const auto& batch : batches)
+        for (Index h = 0; h < view.shape[1]; ++h) {
+          const detail::Elements<Scalar> head = batch + (token * token_stride + h * head_stride);
+          detail::load<Scalar>(head, feature_stride, width, features.data());
+          if (interleaved) {
+            detail::turn_interleaved(spread.data(), pairs, features.data());
+            detail::store<Scalar>(features.data(), width, head, feature_stride);
+          } else {
+            detail::turn_halves<direction>(rows[token], pairs, features.data(), features.data() + partner);
+            detail::store<Scalar>(features.data(), pairs, head, feature_stride);
+            detail::store<Scalar>(features.data() + partner, pairs, head + partner * feature_stride, feature_stride);
+          }
+        }
+    }
+  }
+
   void backward(const Side& grad, const detail::TensorView<const Scalar, 3>& value, const auto& find,
                 const Executor& executor, Gradients& grads) const {
     // One partial sum per block, added up in order: the same result for any number of threads.
@@ -268,6 +297,13 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
                                       Index index) const {
     const std::span<const double> frequencies = sinusoids_.frequencies();
     std::vector<double> sums(frequencies.size());  // one for each frequency
+    std::vector<Scalar> widened(static_cast<std::size_t>(2 * options_.head_dim));
+    const auto head_of = [&](const auto& view, detail::Elements<const Scalar> token, Index h, Scalar* to) {
+      const detail::Elements<const Scalar> head = token + h * view.strides[1];
+      if (view.native()) return std::pair(head.data(), view.strides[2]);
+      detail::load<Scalar>(head, view.strides[2], options_.head_dim, to);
+      return std::pair(static_cast<const Scalar*>(to), Index{1});
+    };
     detail::visit_token_block(grad.locations, grad.view.batches(), index, [&](const detail::TokenBlock& block) {
       for (Index n = block.first_batch; n < block.end_batch; ++n)
         for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row) {
@@ -275,9 +311,11 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
           const auto token = [&](const auto& view) {
             return view.batch(n) + (block.first_token + row) * view.strides[0];
           };
-          for (Index h = 0; h < grad.view.shape[1]; ++h)
-            add_turns(token(grad.view) + h * grad.view.strides[1], grad.view.strides[2],
-                      token(value) + h * value.strides[1], value.strides[2], scaled, sums);
+          for (Index h = 0; h < grad.view.shape[1]; ++h) {
+            const auto [grads, grad_stride] = head_of(grad.view, token(grad.view), h, widened.data());
+            const auto [values, value_stride] = head_of(value, token(value), h, widened.data() + options_.head_dim);
+            add_turns(grads, grad_stride, values, value_stride, scaled, sums);
+          }
         }
     });
     double sum = 0;
