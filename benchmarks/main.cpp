@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   add_embeddings();
   add_attention();
   add_relative_attention();
+  add_memory();
   add_growth();
   add_compile_times();
   Report report;

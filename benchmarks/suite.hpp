@@ -10,6 +10,7 @@ void add_rotary();
 void add_embeddings();
 void add_attention();
 void add_relative_attention();
+void add_memory();
 void add_growth();
 void add_compile_times();
 

@@ -8,8 +8,10 @@
 
 #include <Eigen/Core>
 #include <cstdint>
+#include <type_traits>
 
 #include "posbias/core/index.hpp"
+#include "posbias/core/storage.hpp"
 
 namespace posbias {
 
@@ -64,17 +66,21 @@ void add_some(const SomeValues<Scalar>& values, Scalar* logits) {
 }
 
 /// Adds values to logits `key_stride` apart.
-template <Onto onto = Onto::logits, class Scalar>
-void add_values(const Scalar* values, Index count, Scalar* logits, Index key_stride) {
-  constexpr Index some = SomeValues<Scalar>::SizeAtCompileTime;
+template <Onto onto = Onto::logits, class Scalar, class S>
+void add_values(const Scalar* __restrict values, Index count, S* __restrict logits, Index key_stride) {
+  const auto add = [&](Index j, S& logit) {
+    put(logit, (onto == Onto::logits ? widen(logit) : Scalar(0)) + values[j]);
+  };
   Index j = 0;
-  if (key_stride == 1)
-    for (; j + some <= count; j += some)
-      add_some<onto, Scalar>(Eigen::Map<const SomeValues<Scalar>>(values + j), logits + j);
-  for (; j < count; ++j) {
-    Scalar& logit = logits[j * key_stride];
-    logit = (onto == Onto::logits ? logit : Scalar(0)) + values[j];
+  if (key_stride == 1) {
+    if constexpr (std::is_same_v<S, Scalar>) {
+      constexpr Index some = SomeValues<Scalar>::SizeAtCompileTime;
+      for (; j + some <= count; j += some)
+        add_some<onto, Scalar>(Eigen::Map<const SomeValues<Scalar>>(values + j), logits + j);
+    }
+    for (; j < count; ++j) add(j, logits[j]);
   }
+  for (; j < count; ++j) add(j, logits[j * key_stride]);
 }
 
 /// Adds gradients of logits to sums in double.

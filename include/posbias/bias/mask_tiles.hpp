@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -62,93 +63,69 @@ void for_each_tile(const TensorView<S, 3>& logits, TileWidth width, Index n, Ind
   const Index all_keys = logits.shape[2];
   const bool narrow = width == TileWidth::narrow_if_column_major && is_column_major(logits);
   const Index keys_per_tile = narrow ? 8 : std::max<Index>(all_keys, 1);
-  for (Index key = 0; key < all_keys; key += keys_per_tile)
-    visit(LogitTile<S>{logits.batch(n).data() + head * head_stride + query * query_stride + key * key_stride,
-                       head_stride, query_stride, key_stride, n, head, heads, query, queries, key,
-                       (std::min)(keys_per_tile, all_keys - key)});
+  const Index begin = logits.offset(n) + head * head_stride + query * query_stride;
+  logits.data.visit([&]<class Stored>(Stored* first) {
+    for (Index key = 0; key < all_keys; key += keys_per_tile)
+      visit(LogitTile<Stored>{first + begin + key * key_stride, head_stride, query_stride, key_stride, n, head, heads,
+                              query, queries, key, (std::min)(keys_per_tile, all_keys - key)});
+  });
 }
 
-/// A part of a mask whose elements are not the scalar: widened to rows, and rounded when it is written back.
-template <class Scalar>
-class WidenedTile {
- public:
-  /// The logits of some heads, queries and keys, read if `read`.
-  LogitTile<Scalar> widen(const TensorView<const Scalar, 3>& mask, bool read, Index n, Index head, Index heads,
-                          Index query, Index queries, Index key, Index keys) {
-    rows_.resize(static_cast<std::size_t>(heads * queries * keys));
-    const LogitTile<Scalar> tile{rows_.data(), queries * keys, keys, 1, n, head, heads, query, queries, key, keys};
-    if (read) {
-      const Elements<const Scalar> from = first(mask, tile);
-      for_each_line(mask, tile, [&](Index place, Index offset, Index count, Index step, Index stride) {
-        if (step == 1) return load<Scalar>(from + offset, stride, count, tile.data + place);
-        column_.resize(static_cast<std::size_t>(count));
-        load<Scalar>(from + offset, stride, count, column_.data());
-        for (Index i = 0; i < count; ++i) tile.data[place + i * step] = column_[static_cast<std::size_t>(i)];
-      });
-    }
-    return tile;
-  }
-
-  void write_back(const LogitTile<Scalar>& tile, const TensorView<Scalar, 3>& mask) {
-    const Elements<Scalar> to = first(mask, tile);
-    for_each_line(mask, tile, [&](Index place, Index offset, Index count, Index step, Index stride) {
-      if (step == 1) return store<Scalar>(tile.data + place, count, to + offset, stride);
-      column_.resize(static_cast<std::size_t>(count));
-      for (Index i = 0; i < count; ++i) column_[static_cast<std::size_t>(i)] = tile.data[place + i * step];
-      store<Scalar>(column_.data(), count, to + offset, stride);
-    });
-  }
-
- private:
-  template <class S>
-  static Elements<S> first(const TensorView<S, 3>& mask, const LogitTile<Scalar>& tile) {
-    return mask.batch(tile.batch) + tile.head * mask.strides[0] + tile.query * mask.strides[1] +
-           tile.key * mask.strides[2];
-  }
-
-  /// Calls `visit(place in the tile, offset in the mask, count, step in the tile, stride in the mask)` for rows, or for
-  /// columns where those lie together.
-  template <class S, class Visit>
-  static void for_each_line(const TensorView<S, 3>& mask, const LogitTile<Scalar>& tile, const Visit& visit) {
-    const auto [head_stride, query_stride, key_stride] = mask.strides;
-    for (Index h = 0; h < tile.heads; ++h)
-      if (is_column_major(mask))
-        for (Index j = 0; j < tile.keys; ++j)
-          visit(h * tile.head_stride + j, h * head_stride + j * key_stride, tile.queries, tile.keys, query_stride);
-      else
-        for (Index i = 0; i < tile.queries; ++i)
-          visit(h * tile.head_stride + i * tile.keys, h * head_stride + i * query_stride, tile.keys, Index{1},
-                key_stride);
-  }
-
-  std::vector<Scalar> rows_, column_;
-};
-
-/// The most keys of a widened tile: rows of a bias that is quick on any tile stay in cache.
-inline Index keys_of_widened(TileWidth width, Index keys) {
-  return width == TileWidth::whole_rows ? keys : std::min<Index>(keys, 512);
-}
-
-/// Adds a prepared bias to some queries of a batch entry of a mask whose elements are not the scalar.
-template <Onto onto, class Prepared>
-void add_widened(const TensorView<typename Prepared::Scalar, 3>& mask, const Prepared& prepared, Index n, Index query,
-                 Index queries) {
-  constexpr Index most_queries = Prepared::tile_width == TileWidth::whole_rows ? 64 : 32;
-  const Index all_keys = mask.shape[2], most_keys = keys_of_widened(Prepared::tile_width, all_keys);
-  const Index heads = prepared.heads_are_independent() ? 1 : std::max<Index>(mask.shape[0], 1);
-  WidenedTile<typename Prepared::Scalar> widened;
-  for (Index h = 0; h < mask.shape[0]; h += heads)
-    for (Index i = query; i < query + queries; i += most_queries)
-      for (Index key = 0; key < all_keys; key += most_keys) {
-        const auto tile =
-            widened.widen(mask, onto == Onto::logits, n, h, heads, i, (std::min)(most_queries, query + queries - i),
-                          key, (std::min)(most_keys, all_keys - key));
-        if constexpr (onto == Onto::logits)
-          prepared.add_to(tile);
+/// Copies a tile to rows of another, row by row, or column by column where those lie together.
+template <class From, class To>
+void copy_tile(const LogitTile<From>& from, const LogitTile<To>& to) {
+  const bool by_column = (std::max)(from.key_stride, to.key_stride) > (std::max)(from.query_stride, to.query_stride);
+  for (Index h = 0; h < from.heads; ++h)
+    if (by_column) {
+      for (Index j = 0; j < from.keys; ++j)
+        for (Index i = 0; i < from.queries; ++i)
+          put(to.row(h, i)[j * to.key_stride], widen(from.row(h, i)[j * from.key_stride]));
+    } else {
+      for (Index i = 0; i < from.queries; ++i) {
+        const From* values = from.row(h, i);
+        To* results = to.row(h, i);
+        if (from.key_stride == 1 && to.key_stride == 1)
+          for (Index j = 0; j < from.keys; ++j) put(results[j], widen(values[j]));
         else
-          prepared.template add_to<onto>(tile);
-        widened.write_back(tile, mask);
+          for (Index j = 0; j < from.keys; ++j) put(results[j * to.key_stride], widen(values[j * from.key_stride]));
       }
+    }
+}
+
+/// Calls `use` with a tile in `Scalar`: itself, or some queries at a time that are widened, and rounded once when they
+/// are written back, unless they are const. Heads come one by one, or all together.
+template <class Scalar, class Stored, class Use>
+void in_scalar(const LogitTile<Stored>& tile, bool heads_apart, const Use& use) {
+  if constexpr (std::is_same_v<Scalar, Stored>) {
+    use(tile);
+  } else {
+    using Value = std::remove_const_t<Scalar>;
+    constexpr Index most_queries = 32;
+    const Index heads = heads_apart ? 1 : tile.heads;
+    std::vector<Value> rows(static_cast<std::size_t>(heads * (std::min)(most_queries, tile.queries) * tile.keys));
+    for (Index h = 0; h < tile.heads; h += heads)
+      for (Index i = 0; i < tile.queries; i += most_queries) {
+        LogitTile<Stored> part = tile;
+        part.data = tile.row(h, i);
+        part.head += h;
+        part.heads = heads;
+        part.query += i;
+        part.queries = (std::min)(most_queries, tile.queries - i);
+        const LogitTile<Value> widened{rows.data(),  part.queries * part.keys,
+                                       part.keys,    1,
+                                       part.batch,   part.head,
+                                       heads,        part.query,
+                                       part.queries, part.key,
+                                       part.keys};
+        copy_tile(part.read_only(), widened);
+        if constexpr (std::is_const_v<Scalar>) {
+          use(widened.read_only());
+        } else {
+          use(widened);
+          copy_tile(widened.read_only(), part);
+        }
+      }
+  }
 }
 
 /// Adds a prepared bias to a whole mask; to zeros only what can do that.
@@ -158,15 +135,17 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
   constexpr Index queries_per_task = 64;
   const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
   executor.parallel_for(mask.batches() * blocks, [&](Index task) {
-    const Index n = task / blocks, query = task % blocks * queries_per_task;
-    const Index queries = (std::min)(queries_per_task, mask.shape[1] - query);
-    if (!mask.native()) return add_widened<onto>(mask, prepared, n, query, queries);
-    for_each_tile(mask, Prepared::tile_width, n, 0, mask.shape[0], query, queries, [&](const auto& tile) {
-      if constexpr (onto == Onto::logits)
-        prepared.add_to(tile);
-      else
-        prepared.template add_to<onto>(tile);
-    });
+    const Index query = task % blocks * queries_per_task;
+    for_each_tile(mask, Prepared::tile_width, task / blocks, 0, mask.shape[0], query,
+                  (std::min)(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
+                    if constexpr (onto != Onto::logits)
+                      prepared.template add_to<onto>(tile);
+                    else if constexpr (requires { prepared.add_to(tile); })
+                      prepared.add_to(tile);
+                    else
+                      in_scalar<typename Prepared::Scalar>(tile, prepared.heads_are_independent(),
+                                                           [&](const auto& widened) { prepared.add_to(widened); });
+                  });
   });
 }
 
@@ -215,19 +194,10 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
   const Index all_heads = grad_mask.shape[0], all_queries = grad_mask.shape[1], batches = grad_mask.batches();
   const bool by_head = prepared.heads_are_independent();
   const auto in_rows = [&](Index n, Index head, Index heads, typename Prepared::Accumulator& to) {
-    if (!grad_mask.native()) {
-      constexpr Index most_queries = 32;
-      WidenedTile<typename Prepared::Scalar> widened;
-      for (Index query = 0; query < all_queries; query += most_queries)
-        prepared.accumulate(widened
-                                .widen(grad_mask, true, n, head, heads, query,
-                                       (std::min)(most_queries, all_queries - query), 0, grad_mask.shape[2])
-                                .read_only(),
-                            to);
-      return;
-    }
-    for_each_tile(grad_mask, TileWidth::whole_rows, n, head, heads, 0, all_queries,
-                  [&](const auto& tile) { prepared.accumulate(tile, to); });
+    for_each_tile(grad_mask, TileWidth::whole_rows, n, head, heads, 0, all_queries, [&](const auto& tile) {
+      in_scalar<const typename Prepared::Scalar>(tile, false,
+                                                 [&](const auto& widened) { prepared.accumulate(widened, to); });
+    });
   };
   Index most_heads = by_head ? 1 : std::max<Index>(all_heads, 1);
   const auto for_heads = [&](const auto& accumulate) {

@@ -10,6 +10,7 @@
 #include <array>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -58,21 +59,23 @@ class PreparedRelativeBias {
   [[nodiscard]] bool covers_all() const { return tabulated() && columns_.covers_all(); }
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
-  template <Onto onto = Onto::logits>
-  void add_to(const LogitTile<Scalar>& tile) const {
-    if (tabulated() && columns_.in_runs() && tile.key_stride == 1) {
-      const auto pieces = columns_.pieces(tile);
-      for (Index h = 0; h < tile.heads; ++h)
-        columns_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
-          detail::add_toeplitz<onto, Scalar>(
-              {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
-              pieces);
-        });
-    } else {
-      for_each_value(tile, [&](const Scalar* values, Index count, Scalar* logits) {
-        detail::add_values<onto>(values, count, logits, tile.key_stride);
-      });
-    }
+  template <Onto onto = Onto::logits, class S>
+  requires detail::StoredFor<S, Scalar>
+  void add_to(const LogitTile<S>& tile) const {
+    if constexpr (std::is_same_v<S, Scalar>)
+      if (tabulated() && columns_.in_runs() && tile.key_stride == 1) {
+        const auto pieces = columns_.pieces(tile);
+        for (Index h = 0; h < tile.heads; ++h)
+          columns_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
+            detail::add_toeplitz<onto, Scalar>(
+                {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
+                pieces);
+          });
+        return;
+      }
+    for_each_value(tile, [&](const Scalar* values, Index count, S* logits) {
+      detail::add_values<onto>(values, count, logits, tile.key_stride);
+    });
   }
 
   /// Whether the bias may be -inf.
@@ -156,11 +159,11 @@ class PreparedRelativeBias {
   }
 
   /// Calls `visit(values of the bias, count, first logit)` for all logits of a tile that have one.
-  template <class Visit>
-  void for_each_value(const LogitTile<Scalar>& tile, const Visit& visit) const {
+  template <class S, class Visit>
+  void for_each_value(const LogitTile<S>& tile, const Visit& visit) const {
     if (tabulated())
-      return for_each_slice(
-          tile, [&](Scalar* logits, Index begin, Index count) { visit(table_.data() + begin, count, logits); });
+      return for_each_slice(tile,
+                            [&](S* logits, Index begin, Index count) { visit(table_.data() + begin, count, logits); });
     std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
     columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
       bias_->evaluate_heads(relative, tile.head, tile.heads, values.data());

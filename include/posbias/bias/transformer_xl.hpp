@@ -378,7 +378,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
         for (Index i = 0; i < q.shape[0]; ++i)
           for_each_feature([&](Index h, Index d, std::size_t) {
             S& feature = first[i * q.strides[0] + h * q.strides[1] + d * q.strides[2]];
-            feature = detail::round_to<S>(detail::widen(feature) + sign * u(h, d));
+            detail::put(feature, detail::widen(feature) + sign * u(h, d));
           });
       });
     });

@@ -39,16 +39,29 @@ inline constexpr Storage storage_of = std::same_as<S, Eigen::bfloat16> ? Storage
                                       : std::same_as<S, Eigen::half>   ? Storage::half
                                                                        : Storage::scalar;
 
+/// The bits of a number of 16, read and written as an integer: copies of Eigen's classes keep g++ from vectorising.
+#if defined(__GNUC__)
+using Bits16 [[gnu::may_alias]] = std::uint16_t;
+#else
+using Bits16 = std::uint16_t;
+#endif
+
+template <Storage16 S>
+std::uint32_t bits_of(const S& stored) {
+  static_assert(sizeof(S) == sizeof(Bits16));
+  return *reinterpret_cast<const Bits16*>(&stored);
+}
+
 /// The stored value as the scalar; exact.
 template <class Scalar>
-Scalar widen(Scalar stored) {
+Scalar widen(const Scalar& stored) {
   return stored;
 }
-inline float widen(Eigen::bfloat16 stored) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(std::bit_cast<std::uint16_t>(stored)) << 16);
+inline float widen(const Eigen::bfloat16& stored) {
+  return std::bit_cast<float>(bits_of(stored) << 16);
 }
-inline float widen(Eigen::half stored) {
-  const std::uint32_t bits = std::bit_cast<std::uint16_t>(stored);
+inline float widen(const Eigen::half& stored) {
+  const std::uint32_t bits = bits_of(stored);
   const std::uint32_t sign = (bits & 0x8000U) << 16, magnitude = (bits & 0x7fffU) << 13;
   constexpr std::uint32_t rebias = (127U - 15U) << 23, smallest_normal = 113U << 23;
   // A subnormal is its significand in units of 2^-24: as the fraction of 2^-14, which is then subtracted.
@@ -58,32 +71,46 @@ inline float widen(Eigen::half stored) {
   return std::bit_cast<float>((magnitude < (31U << 23) ? finite : special) | sign);
 }
 
-/// The nearest stored value, ties to even. NaN stays NaN; beyond the range is infinite.
+/// The bits of the nearest number of 16, ties to even. NaN stays NaN; beyond the range is infinite.
+template <Storage16 S>
+std::uint16_t rounded_bits(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000U, magnitude = bits & 0x7fffffffU;
+  constexpr std::uint32_t infinity = 0x7f800000U;
+  std::uint32_t result = 0;
+  if constexpr (std::same_as<S, Eigen::bfloat16>) {
+    const std::uint32_t rounded = (magnitude + 0x7fffU + ((magnitude >> 16) & 1U)) >> 16;
+    result = magnitude > infinity ? 0x7fc0U : rounded;
+  } else {
+    constexpr std::uint32_t smallest_normal = 113U << 23, overflow = (127U + 16U) << 23, rebias = (127U - 15U) << 23;
+    // Adding 2^-1 rounds to units of 2^-24, those of a subnormal; they are then the low bits of the sum.
+    const float half_unit = 0.5F;
+    const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + half_unit) -
+                                    std::bit_cast<std::uint32_t>(half_unit);
+    const std::uint32_t normal = (magnitude - rebias + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
+    const std::uint32_t finite = magnitude < smallest_normal ? subnormal : normal;
+    const std::uint32_t special = magnitude > infinity ? 0x7e00U : 0x7c00U;
+    result = magnitude < overflow ? finite : special;
+  }
+  return static_cast<std::uint16_t>(result | sign);
+}
+
+/// Stores a value, rounded once.
+template <class S, class Scalar>
+requires StoredFor<S, Scalar>
+void put(S& to, Scalar value) {
+  if constexpr (std::same_as<S, Scalar>)
+    to = value;
+  else
+    *reinterpret_cast<Bits16*>(&to) = rounded_bits<S>(value);
+}
+
+/// The nearest stored value.
 template <class S, class Scalar>
 requires StoredFor<S, Scalar> S round_to(Scalar value) {
-  if constexpr (std::same_as<S, Scalar>) {
-    return value;
-  } else {
-    const auto bits = std::bit_cast<std::uint32_t>(value);
-    const std::uint32_t sign = (bits >> 16) & 0x8000U, magnitude = bits & 0x7fffffffU;
-    constexpr std::uint32_t infinity = 0x7f800000U;
-    std::uint32_t result = 0;
-    if constexpr (std::same_as<S, Eigen::bfloat16>) {
-      const std::uint32_t rounded = (magnitude + 0x7fffU + ((magnitude >> 16) & 1U)) >> 16;
-      result = magnitude > infinity ? 0x7fc0U : rounded;
-    } else {
-      constexpr std::uint32_t smallest_normal = 113U << 23, overflow = (127U + 16U) << 23, rebias = (127U - 15U) << 23;
-      // Adding 2^-1 rounds to units of 2^-24, those of a subnormal; they are then the low bits of the sum.
-      const float half_unit = 0.5F;
-      const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + half_unit) -
-                                      std::bit_cast<std::uint32_t>(half_unit);
-      const std::uint32_t normal = (magnitude - rebias + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-      const std::uint32_t finite = magnitude < smallest_normal ? subnormal : normal;
-      const std::uint32_t special = magnitude > infinity ? 0x7e00U : 0x7c00U;
-      result = magnitude < overflow ? finite : special;
-    }
-    return std::bit_cast<S>(static_cast<std::uint16_t>(result | sign));
-  }
+  S result;
+  put(result, value);
+  return result;
 }
 
 /// Where an element of a tensor is, and how the tensor's elements are stored: a pointer whose type is known at run time,
@@ -156,11 +183,11 @@ void load(Elements<const Scalar> from, Index stride, Index count, Scalar* __rest
 /// Writes `count` elements, `stride` apart, each rounded once.
 template <class Scalar>
 void store(const Scalar* __restrict from, Index count, Elements<Scalar> to, Index stride) {
-  to.visit([&]<class S>(S* first) {
+  to.visit([&](auto* first) {
     if (stride == 1)
-      for (Index i = 0; i < count; ++i) first[i] = round_to<S>(from[i]);
+      for (Index i = 0; i < count; ++i) put(first[i], from[i]);
     else
-      for (Index i = 0; i < count; ++i) first[i * stride] = round_to<S>(from[i]);
+      for (Index i = 0; i < count; ++i) put(first[i * stride], from[i]);
   });
 }
 

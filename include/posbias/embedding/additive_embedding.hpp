@@ -197,7 +197,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   /// Adds a row to tokens. Two at a time, processors fetch them side by side; more would be too many streams.
   template <class... S>
   static void add_to_each(const Scalar* __restrict row, Index count, S* __restrict... to) {
-    for (Index f = 0; f < count; ++f) ((to[f] = detail::round_to<S>(detail::widen(to[f]) + row[f])), ...);
+    for (Index f = 0; f < count; ++f) (detail::put(to[f], detail::widen(to[f]) + row[f]), ...);
   }
 
   /// A checked view of x, or of its gradient, with where its tokens are.

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Rotations of pairs of features by given sines and cosines.
+/// Rotations of pairs of features by given sines and cosines. Features are of `Scalar`, or stored for it.
 #pragma once
 
 #include "posbias/core/index.hpp"
+#include "posbias/core/storage.hpp"
 
 namespace posbias::detail {
 
@@ -14,16 +15,16 @@ Scalar turned(Scalar own, Scalar cosine, Scalar partner, Scalar signed_sine) {
 }
 
 /// Turns a pair.
-template <class Scalar>
-void turn_pair(Scalar sine, Scalar cosine, Scalar& a, Scalar& b) {
-  const Scalar was_a = a, was_b = b;
-  a = turned(was_a, cosine, was_b, -sine);
-  b = turned(was_b, cosine, was_a, sine);
+template <class Scalar, class S>
+void turn_pair(Scalar sine, Scalar cosine, S& a, S& b) {
+  const Scalar was_a = widen(a), was_b = widen(b);
+  put(a, turned(was_a, cosine, was_b, -sine));
+  put(b, turned(was_b, cosine, was_a, sine));
 }
 
 /// Turns a head of features [a... b...], given its row [sines | cosines]; backwards with direction -1.
-template <int direction, class Scalar>
-void turn_halves(const Scalar* __restrict row, Index pairs, Scalar* __restrict as, Scalar* __restrict bs) {
+template <int direction, class Scalar, class S>
+void turn_halves(const Scalar* __restrict row, Index pairs, S* __restrict as, S* __restrict bs) {
   for (Index i = 0; i < pairs; ++i) turn_pair<Scalar>(direction * row[i], row[pairs + i], as[i], bs[i]);
 }
 
@@ -39,13 +40,13 @@ void spread_row(const Scalar* __restrict row, Index pairs, Scalar* __restrict sp
 }
 
 /// Turns a head of features [a b a b ...], given its spread row.
-template <class Scalar>
-void turn_interleaved(const Scalar* __restrict spread, Index pairs, Scalar* __restrict head) {
+template <class Scalar, class S>
+void turn_interleaved(const Scalar* __restrict spread, Index pairs, S* __restrict head) {
   const Scalar* __restrict sines = spread + 2 * pairs;
   for (Index i = 0; i < 2 * pairs; i += 2) {
-    const Scalar a = head[i], b = head[i + 1];
-    head[i] = turned(a, spread[i], b, sines[i]);
-    head[i + 1] = turned(b, spread[i + 1], a, sines[i + 1]);
+    const Scalar a = widen(head[i]), b = widen(head[i + 1]);
+    put(head[i], turned(a, spread[i], b, sines[i]));
+    put(head[i + 1], turned(b, spread[i + 1], a, sines[i + 1]));
   }
 }
 

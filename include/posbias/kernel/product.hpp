@@ -153,10 +153,21 @@ Panels<Scalar> pack(Factor<From> matrix, Index terms, Index columns, Scalar* to)
       convert(from + whole, columns - whole, to + terms * whole);
     }
   } else {  // transposed, so that a column is what lies together
+    Scalar values[64];
     for (Index j = 0; j < columns; ++j) {
       const From* from = matrix.data + j * matrix.column_stride;
       if (j + ahead < columns) prefetch(from + ahead * matrix.column_stride, terms);
       Scalar* column = to + j / lanes<Scalar> * panels.panel_stride + j % lanes<Scalar>;
+      if constexpr (Storage16<From>) {
+        if (matrix.row_stride == 1) {  // conversions of neighbours vectorise
+          for (Index t = 0; t < terms; t += std::ssize(values)) {
+            const Index count = std::min<Index>(std::ssize(values), terms - t);
+            convert(from + t, count, values);
+            for (Index i = 0; i < count; ++i) column[(t + i) * lanes<Scalar>] = values[i];
+          }
+          continue;
+        }
+      }
       for (Index t = 0; t < terms; ++t)
         column[t * lanes<Scalar>] = static_cast<Scalar>(widen(from[t * matrix.row_stride]));
     }

@@ -213,67 +213,46 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   template <int direction, class Find>
   void turn_block(const Side& side, Index index, const Find& find) const {
     if (side.view.shape[1] == 0) return;  // no heads: no memory to point into
-    const Index token_stride = side.view.strides[0], head_stride = side.view.strides[1];
-    const Index heads = side.view.shape[1], pairs = options_.n_dims / 2;
-    const PairStrides strides = pair_strides(side.view.strides[2]);
     detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
-      const std::vector<detail::Elements<Scalar>> batches = detail::block_in_batches(side.view, block);
-      std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
-      const auto each_batch = [&](Index token, Index h, const auto& turn) {
-        for (const auto& batch : batches) turn((batch + (token * token_stride + h * head_stride)).data());
-      };
-      if (!side.view.native()) {
-        turn_stored<direction>(side.view, batches, std::ssize(block.positions), rows);
-      } else if (side.view.strides[2] != 1) {  // tokens lie together, features do not
-        for (Index h = 0; h < heads; ++h)
-          for (Index i = 0; i < pairs; ++i)
-            for (Index token = 0; token < std::ssize(block.positions); ++token)
-              each_batch(token, h, [&, row = rows[token]](Scalar* head) {
-                Scalar* a = head + i * strides.step;
-                detail::turn_pair<Scalar>(direction * row[i], row[pairs + i], a[0], a[strides.partner]);
-              });
-      } else if (options_.pairing == RotaryPairing::interleaved) {
-        for (Index token = 0; token < std::ssize(block.positions); ++token) {
-          detail::spread_row<direction>(rows[token], pairs, spread.data());
-          for (Index h = 0; h < heads; ++h)
-            each_batch(token, h, [&](Scalar* head) { detail::turn_interleaved(spread.data(), pairs, head); });
-        }
-      } else {
-        for (Index token = 0; token < std::ssize(block.positions); ++token)
-          for (Index h = 0; h < heads; ++h)
-            each_batch(token, h, [&, row = rows[token]](Scalar* head) {
-              detail::turn_halves<direction>(row, pairs, head, head + strides.partner);
-            });
-      }
+      side.view.data.visit([&]<class S>(S* first) { turn_block<direction>(first, side.view, block, rows); });
     });
   }
 
-  /// Turns the heads of some tokens that are not stored as the scalar.
-  template <int direction>
-  void turn_stored(const detail::TensorView<Scalar, 3>& view, const std::vector<detail::Elements<Scalar>>& batches,
-                   Index tokens, const detail::TokenRows<Scalar>& rows) const {
-    const Index pairs = options_.n_dims / 2;
-    const auto [token_stride, head_stride, feature_stride] = view.strides;
-    const bool interleaved = options_.pairing == RotaryPairing::interleaved;
-    const Index partner = pair_strides(1).partner, width = interleaved ? 2 * pairs : partner + pairs;
-    std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs)), features(static_cast<std::size_t>(width));
-    for (Index token = 0; token < tokens; ++token) {
-      if (interleaved) detail::spread_row<direction>(rows[token], pairs, spread.data());
-      for (const auto& batch : batches)
-        for (Index h = 0; h < view.shape[1]; ++h) {
-          const detail::Elements<Scalar> head = batch + (token * token_stride + h * head_stride);
-          detail::load<Scalar>(head, feature_stride, width, features.data());
-          if (interleaved) {
-            detail::turn_interleaved(spread.data(), pairs, features.data());
-            detail::store<Scalar>(features.data(), width, head, feature_stride);
-          } else {
-            detail::turn_halves<direction>(rows[token], pairs, features.data(), features.data() + partner);
-            detail::store<Scalar>(features.data(), pairs, head, feature_stride);
-            detail::store<Scalar>(features.data() + partner, pairs, head + partner * feature_stride, feature_stride);
-          }
-        }
+  template <int direction, class S>
+  void turn_block(S* first, const detail::TensorView<Scalar, 3>& view, const detail::TokenBlock& block,
+                  const detail::TokenRows<Scalar>& rows) const {
+    const Index token_stride = view.strides[0], head_stride = view.strides[1];
+    const Index heads = view.shape[1], pairs = options_.n_dims / 2, tokens = std::ssize(block.positions);
+    const PairStrides strides = pair_strides(view.strides[2]);
+    std::vector<S*> batches;
+    for (Index n = block.first_batch; n < block.end_batch; ++n)
+      batches.push_back(first + view.offset(n) + block.first_token * token_stride);
+    std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
+    const auto each_batch = [&](Index token, Index h, const auto& turn) {
+      for (S* batch : batches) turn(batch + token * token_stride + h * head_stride);
+    };
+    if (view.strides[2] != 1) {  // tokens lie together, features do not
+      for (Index h = 0; h < heads; ++h)
+        for (Index i = 0; i < pairs; ++i)
+          for (Index token = 0; token < tokens; ++token)
+            each_batch(token, h, [&, row = rows[token]](S* head) {
+              S* a = head + i * strides.step;
+              detail::turn_pair<Scalar>(direction * row[i], row[pairs + i], a[0], a[strides.partner]);
+            });
+    } else if (options_.pairing == RotaryPairing::interleaved) {
+      for (Index token = 0; token < tokens; ++token) {
+        detail::spread_row<direction>(rows[token], pairs, spread.data());
+        for (Index h = 0; h < heads; ++h)
+          each_batch(token, h, [&](S* head) { detail::turn_interleaved(spread.data(), pairs, head); });
+      }
+    } else {
+      for (Index token = 0; token < tokens; ++token)
+        for (Index h = 0; h < heads; ++h)
+          each_batch(token, h, [&, row = rows[token]](S* head) {
+            detail::turn_halves<direction>(row, pairs, head, head + strides.partner);
+          });
     }
   }
 
