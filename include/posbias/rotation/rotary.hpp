@@ -111,7 +111,9 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
     const detail::TensorView<const Scalar, 3> values[] = {detail::view<3>(q), detail::view<3>(k)};
     const auto find = sinusoids_.in_call(this->parameters_.divisor());
-    for (std::size_t i = 0; i < grad_sides.size(); ++i) backward(grad_sides[i], values[i], find, at.executor, grads);
+    const auto* value = values;
+    for (const Side& side : grad_sides)
+      for (const auto& grad : side.views) backward(grad, side.locations, *value++, find, at.executor, grads);
   }
 
   /// Throws what `mod_qkv` would, and writes nothing.
@@ -154,9 +156,9 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     Index step, partner;
   };
 
-  /// Queries or keys, checked, with where their tokens are.
+  /// Queries, keys, or both if they have the same positions, checked, with where their tokens are.
   struct Side {
-    detail::TensorView<Scalar, 3> view;
+    std::vector<detail::TensorView<Scalar, 3>> views;
     TokenLocations locations;
   };
 
@@ -166,7 +168,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
     for (const Side& side : both) {
       at.executor.parallel_for(detail::token_blocks(side.locations),
-                               [&](Index index) { turn_block<direction>(side, index, find); });
+                               [&](Index index) { turn_block<direction>(side.views, side.locations, index, find); });
     }
   }
 
@@ -185,8 +187,13 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     if (same && (!one || at.q.given() || at.k.given()))
       detail::fail<ShapeError>(hook, ": q and k share memory; they must be one tensor, at the same positions");
     std::vector<Side> result;
-    result.push_back({query, std::move(locations.q)});
-    if (!same) result.push_back({key, std::move(locations.k)});
+    result.push_back({{query}, std::move(locations.q)});
+    if (same) return result;
+    const bool same_positions = !at.q.given() && !at.k.given() && shape.queries == shape.keys;
+    if (same_positions)
+      result.front().views.push_back(key);
+    else
+      result.push_back({{key}, std::move(locations.k)});
     return result;
   }
 
@@ -209,17 +216,20 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     return {feature_stride, width() / 2 * feature_stride};
   }
 
-  /// Turns the heads of a block of tokens, in the order of memory.
+  /// Turns the heads of a block of tokens of tensors at the same positions.
   template <int direction, class Find>
-  void turn_block(const Side& side, Index index, const Find& find) const {
-    if (side.view.shape[1] == 0) return;  // no heads: no memory to point into
-    detail::visit_token_block(side.locations, side.view.batches(), index, [&](const detail::TokenBlock& block) {
+  void turn_block(std::span<const detail::TensorView<Scalar, 3>> views, const TokenLocations& locations, Index index,
+                  const Find& find) const {
+    detail::visit_token_block(locations, views.front().batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
-      side.view.data.visit([&]<class S>(S* first) { turn_block<direction>(first, side.view, block, rows); });
+      for (const auto& view : views)
+        if (view.shape[1] > 0)  // no heads: no memory to point into
+          view.data.visit([&](auto* first) { turn_block<direction>(first, view, block, rows); });
     });
   }
 
+  /// In the order of memory.
   template <int direction, class S>
   void turn_block(S* first, const detail::TensorView<Scalar, 3>& view, const detail::TokenBlock& block,
                   const detail::TokenRows<Scalar>& rows) const {
@@ -256,15 +266,16 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     }
   }
 
-  void backward(const Side& grad, const detail::TensorView<const Scalar, 3>& value, const auto& find,
-                const Executor& executor, Gradients& grads) const {
+  void backward(const detail::TensorView<Scalar, 3>& grad, const TokenLocations& locations,
+                const detail::TensorView<const Scalar, 3>& value, const auto& find, const Executor& executor,
+                Gradients& grads) const {
     // One partial sum per block, added up in order: the same result for any number of threads.
     const bool learned = this->parameters_.learned();
-    const Index blocks = detail::token_blocks(grad.locations);
+    const Index blocks = detail::token_blocks(locations);
     std::vector<double> sums(learned ? static_cast<std::size_t>(blocks) : 0);
     executor.parallel_for(blocks, [&](Index index) {
-      if (learned) sums[static_cast<std::size_t>(index)] = angle_gradient(grad, value, index);
-      turn_block<-1>(grad, index, find);
+      if (learned) sums[static_cast<std::size_t>(index)] = angle_gradient(grad, locations, value, index);
+      turn_block<-1>(std::span(&grad, 1), locations, index, find);
     });
     double sum = 0;
     for (double part : sums) sum += part;
@@ -272,8 +283,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// Sum of gradient times angle over the pairs of a block.
-  [[nodiscard]] double angle_gradient(const Side& grad, const detail::TensorView<const Scalar, 3>& value,
-                                      Index index) const {
+  [[nodiscard]] double angle_gradient(const detail::TensorView<Scalar, 3>& grad, const TokenLocations& locations,
+                                      const detail::TensorView<const Scalar, 3>& value, Index index) const {
     const std::span<const double> frequencies = sinusoids_.frequencies();
     std::vector<double> sums(frequencies.size());  // one for each frequency
     std::vector<Scalar> widened(static_cast<std::size_t>(2 * options_.head_dim));
@@ -283,15 +294,15 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
       detail::load<Scalar>(head, view.strides[2], options_.head_dim, to);
       return std::pair(static_cast<const Scalar*>(to), Index{1});
     };
-    detail::visit_token_block(grad.locations, grad.view.batches(), index, [&](const detail::TokenBlock& block) {
+    detail::visit_token_block(locations, grad.batches(), index, [&](const detail::TokenBlock& block) {
       for (Index n = block.first_batch; n < block.end_batch; ++n)
         for (Index row = 0; row < static_cast<Index>(block.positions.size()); ++row) {
           const double scaled = block.positions[static_cast<std::size_t>(row)] / this->parameters_.divisor();
           const auto token = [&](const auto& view) {
             return view.batch(n) + (block.first_token + row) * view.strides[0];
           };
-          for (Index h = 0; h < grad.view.shape[1]; ++h) {
-            const auto [grads, grad_stride] = head_of(grad.view, token(grad.view), h, widened.data());
+          for (Index h = 0; h < grad.shape[1]; ++h) {
+            const auto [grads, grad_stride] = head_of(grad, token(grad), h, widened.data());
             const auto [values, value_stride] = head_of(value, token(value), h, widened.data() + options_.head_dim);
             add_turns(grads, grad_stride, values, value_stride, scaled, sums);
           }
