@@ -52,11 +52,12 @@ struct Seen {
 
 Seen seen(const Numbers& numbers) {
   Seen result;
-  numbers.visit([&]<class S>(const TensorView<S, 0>& view) {
-    static_assert(std::is_const_v<S>);
-    result.single = std::is_same_v<S, const float>;
-    result.shape.assign(view.leading.shape().begin(), view.leading.shape().end());
-    for (Index n = 0; n < view.batches(); ++n) result.entries.push_back(static_cast<double>(*view.batch(n)));
+  const auto& entries = numbers.view().entries;
+  numbers.view().visit([&]<class S>(const S* first) {
+    result.single = std::is_same_v<S, float>;
+    result.shape.assign(entries.leading.shape().begin(), entries.leading.shape().end());
+    for (Index n = 0; n < entries.batches(); ++n)
+      result.entries.push_back(static_cast<double>(first[entries.offset(n)]));
   });
   return result;
 }
@@ -72,9 +73,8 @@ TensorView<const double, Trailing> wanted(const std::vector<Index>& leading,
 }
 
 TensorView<const double, 0> entries_of(const OptionalTensor<double>& tensor) {
-  TensorView<const double, 0> entries;
-  tensor.visit([&](const TensorView<const double, 0>& view) { entries = view; });
-  return entries;
+  const auto& view = tensor.view().entries;
+  return {static_cast<const double*>(view.data), view};
 }
 
 }  // namespace
@@ -82,8 +82,8 @@ TensorView<const double, 0> entries_of(const OptionalTensor<double>& tensor) {
 TEST_CASE("an optional tensor is none, or refers to one", "[optional_tensor]") {
   const Numbers none;
   CHECK(!none.given());
-  CHECK(none.memory().empty());
-  none.visit([](const auto&) { FAIL_CHECK("nothing to visit"); });
+  CHECK(none.region().empty);
+  none.view().visit([](const auto&) { FAIL_CHECK("nothing to visit"); });
 
   Row<double, 2> rows = numbered<Row<double, 2>>(2, 3);
   Numbers numbers = rows;
@@ -93,14 +93,14 @@ TEST_CASE("an optional tensor is none, or refers to one", "[optional_tensor]") {
   CHECK(!seen(numbers).single);
   rows(1, 0) = 33;
   CHECK(seen(numbers).entries == std::vector<double>{0, 1, 2, 33, 4, 5});
-  CHECK(static_cast<const void*>(numbers.memory().data()) == rows.data());
-  CHECK(numbers.memory().size() == 6 * sizeof(double));
+  CHECK(numbers.view().entries.data == rows.data());
+  CHECK(numbers.region().extent() == 6 * Index{sizeof(double)});
 
   const Col<float, 2> columns = numbered<Col<float, 2>>(2, 3);
   numbers = columns;
   CHECK(seen(numbers).single);
   CHECK(seen(numbers).entries == std::vector<double>{0, 2, 4, 1, 3, 5});
-  CHECK(numbers.memory().size() == 6 * sizeof(float));
+  CHECK(numbers.region().extent() == 6 * Index{sizeof(float)});
 
   numbers = Eigen::TensorMap<Row<double, 1>>(rows.data() + 3, 3);
   CHECK(seen(numbers).entries == std::vector<double>{33, 4, 5});
@@ -120,15 +120,15 @@ TEST_CASE("an optional tensor keeps a temporary, and shares it with its copies",
     const Numbers numbers = std::move(rows);
     copy = numbers;
   }
-  CHECK(static_cast<const void*>(copy.memory().data()) == data);  // moved, not copied
+  CHECK(copy.view().entries.data == data);  // moved, not copied
   CHECK(seen(copy).entries == std::vector<double>{0, 1, 2, 3, 4, 5});
   CHECK(seen(numbered<Col<float, 2>>(2, 3)).entries == std::vector<double>{0, 2, 4, 1, 3, 5});
   const Row<double, 2> more = numbered<Row<double, 2>>(1, 2);
   copy = std::move(more);  // const: copied
   CHECK(seen(copy).entries == std::vector<double>{0, 1});
-  CHECK(static_cast<const void*>(copy.memory().data()) != more.data());
+  CHECK(copy.view().entries.data != more.data());
   copy = more;
-  CHECK(static_cast<const void*>(copy.memory().data()) == more.data());
+  CHECK(copy.view().entries.data == more.data());
 }
 
 TEST_CASE("a dimension may be inserted at any place", "[optional_tensor]") {
@@ -139,17 +139,19 @@ TEST_CASE("a dimension may be inserted at any place", "[optional_tensor]") {
     std::vector<Index> shape{2, 3};
     shape.insert(shape.begin() + static_cast<std::ptrdiff_t>(place), 1);
     CHECK(std::vector<Index>(entries.leading.shape().begin(), entries.leading.shape().end()) == shape);
-    for (Index n = 0; n < 6; ++n) CHECK(*entries.batch(n) == static_cast<double>(n));
+    for (Index n = 0; n < 6; ++n) CHECK(*entries.batch(n).data() == static_cast<double>(n));
   }
 }
 
 TEST_CASE("dimensions of size 1 stand for any size, where they may", "[optional_tensor]") {
   // (B, *, L1, L2), the first of which may be shared.
   const auto entry = [](const TensorView<const double, 2>& view, Index n, Index i, Index j) {
-    return view.batch(n)[i * view.strides[0] + j * view.strides[1]];
+    return view.batch(n).data()[i * view.strides[0] + j * view.strides[1]];
   };
   const auto fits = [](const auto& tensor, TensorView<const double, 2>& to) {
-    return broadcast(entries_of(tensor), {true, false}, to);
+    const TensorView<const double, 0> entries = entries_of(tensor);
+    to.data = entries.data;
+    return broadcast(entries, {true, false}, to);
   };
   auto view = wanted<2>({2, 3}, {5, 7});
   const auto full = numbered<Col<double, 4>>(2, 3, 5, 7);

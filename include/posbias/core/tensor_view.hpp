@@ -99,8 +99,8 @@ struct TensorView : StridedShape<Trailing> {
   Elements<Scalar> data{};
 
   TensorView() = default;
-  TensorView(Elements<Scalar> elements, const StridedShape<Trailing>& shape)
-      : StridedShape<Trailing>(shape), data(elements) {}
+  TensorView(Elements<Scalar> elements, const StridedShape<Trailing>& sizes)
+      : StridedShape<Trailing>(sizes), data(elements) {}
 
   /// A view to write through serves where one to read is wanted.
   operator TensorView<const Scalar, Trailing>() const requires(!std::is_const_v<Scalar>) { return {data, *this}; }
