@@ -27,11 +27,11 @@ namespace detail {
 /// Which row of `given` each row of `wanted` reads, rows being counted in row-major order of (B, *): a dimension of 1, or
 /// one that is missing from the left, is for all. None if the shapes do not fit.
 inline std::optional<std::vector<Index>> broadcast_rows(const Leading& given, const Leading& wanted) {
-  TensorView<const void, 0> from{nullptr, given, {}, {}, {}};
+  StridedShape<0> from{given};
   Index stride = 1;
   for (std::size_t d = given.rank; d-- > 0; stride *= given.sizes[d]) from.leading_strides[d] = stride;
   while (from.leading.rank < wanted.rank) insert_dimension(from, 0);
-  TensorView<const void, 0> to{nullptr, wanted, {}, {}, {}};
+  StridedShape<0> to{wanted};
   if (!broadcast(from, {}, to)) return std::nullopt;
   std::vector<Index> rows(static_cast<std::size_t>(wanted.count()));
   for (std::size_t n = 0; n < rows.size(); ++n) rows[n] = to.offset(static_cast<Index>(n));
