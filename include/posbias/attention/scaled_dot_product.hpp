@@ -197,20 +197,18 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
     fill_zero(view<3>(grad_q));
     fill_zero(view<3>(grad_k));
     fill_zero(view<3>(grad_v));
-    Widened<Scalar, GQ> to_q(grad_q);
-    Widened<Scalar, GK> to_k(grad_k);
-    Widened<Scalar, GV> to_v(grad_v);
-    auto sums = tiles.bias.accumulator(to_q.tensor(), to_k.tensor());
-    attention_backward(
-        tiles,
-        AttentionGradients<Scalar>{view<3>(to_q.tensor()), view<3>(to_k.tensor()), view<3>(to_v.tensor()),
-                                   view<3>(grad_out), view<3>(out), top, log_sum},
-        sums, at.executor);
+    NativeCopies<Scalar> native;
+    auto&& to_q = native.tensor(grad_q);
+    auto&& to_k = native.tensor(grad_k);
+    auto&& to_v = native.tensor(grad_v);
+    auto sums = tiles.bias.accumulator(to_q, to_k);
+    attention_backward(tiles,
+                       AttentionGradients<Scalar>{view<3>(to_q), view<3>(to_k), view<3>(to_v), view<3>(grad_out),
+                                                  view<3>(out), top, log_sum},
+                       sums, at.executor);
     tiles.bias.finish(sums, grads);
-    module.mod_qkv_backward(to_q.tensor(), to_k.tensor(), to_v.tensor(), q_, k_, v_, at, grads);
-    to_q.write_back();
-    to_k.write_back();
-    to_v.write_back();
+    module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, at, grads);
+    native.write_back();
   };
   with_tiles(function, q, k, v, module, options, run);
 }

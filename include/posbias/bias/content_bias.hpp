@@ -50,20 +50,17 @@ class ContentBias : public Module<Derived, Parameters> {
                          const PairPositions& at, Gradients& grads) const {
     const auto prepared =
         derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads), at.executor);
-    detail::Widened<Scalar, std::remove_reference_t<GQ>> to_q(grad_q);
+    detail::NativeCopies<Scalar> native;
     const auto accumulate = [&](auto&& to_k) {
-      auto sums = prepared.accumulator(to_q.tensor(), to_k);
+      auto sums = prepared.accumulator(native.tensor(grad_q), to_k);
       detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
       prepared.finish(sums, grads);
     };
-    if constexpr (Derived::looks_at_keys) {
-      detail::Widened<Scalar, std::remove_reference_t<GK>> to_k(grad_k);
-      accumulate(to_k.tensor());
-      to_k.write_back();
-    } else {
+    if constexpr (Derived::looks_at_keys)
+      accumulate(native.tensor(grad_k));
+    else
       accumulate(grad_k);
-    }
-    to_q.write_back();
+    native.write_back();
   }
 
   /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q, to k and to who runs the executor's

@@ -69,6 +69,19 @@ class NativeCopies {
     return (*this)(*tensor);
   }
 
+  /// The same as a tensor: itself, or a map of its copy. What is written to it in several steps is rounded once.
+  template <TensorLike T>
+  decltype(auto) tensor(T& tensor) {
+    if constexpr (Storage16<ScalarOf<T>>) {
+      const auto copy = (*this)(view<1>(tensor));
+      using Plain = Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>;
+      constexpr bool is_const = std::is_const_v<typename decltype(copy)::Scalar>;
+      return Eigen::TensorMap<std::conditional_t<is_const, const Plain, Plain>>(copy.data.data(), shape_of(tensor));
+    } else {
+      return (tensor);
+    }
+  }
+
   /// Rounds the copies of tensors that may be written to, to where they came from.
   void write_back() const {
     for (const Copy& copy : copies_)
@@ -125,32 +138,6 @@ class TensorCopies {
   }
 
   std::list<Copy> copies_;
-};
-
-/// A tensor to add to in `Scalar`, rounded once in the end: itself, or a map of a copy of a tensor of 16 bits.
-template <class Scalar, class T>
-class Widened {
- public:
-  explicit Widened(T& tensor) : tensor_(tensor), native_(copies_(view<1>(tensor))) {}
-  Widened(const Widened&) = delete;
-  Widened& operator=(const Widened&) = delete;
-
-  /// To be read and written to.
-  decltype(auto) tensor() const {
-    if constexpr (Storage16<ScalarOf<T>>)
-      return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>>(native_.data.data(),
-                                                                                       shape_of(tensor_));
-    else
-      return (tensor_);
-  }
-
-  /// Rounds the copy, if there is one, to where it came from.
-  void write_back() const { copies_.write_back(); }
-
- private:
-  T& tensor_;
-  NativeCopies<Scalar> copies_;
-  TensorView<Scalar, 1> native_;
 };
 
 }  // namespace posbias::detail
