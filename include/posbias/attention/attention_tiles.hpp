@@ -15,6 +15,7 @@
 
 #include "posbias/attention/attention_mask.hpp"
 #include "posbias/attention/causal_order.hpp"
+#include "posbias/bias/logit_term.hpp"
 #include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/tensor_view.hpp"
@@ -29,7 +30,7 @@ struct QueryShare {
 
 /// q (B, *, L1, NH, H), k and v (B, *, L2, NHk, H or Hv) as `mod_qkv` left them, and all that makes logits of them.
 /// Refers to the bias, which must outlive it.
-template <class Scalar, class Prepared>
+template <class Scalar>
 class AttentionTiles {
  public:
   static constexpr Index queries_per_block = 64, keys_per_block = 256;
@@ -38,7 +39,7 @@ class AttentionTiles {
 
   const View q, k, v;
   const Scalar scale;
-  const Prepared& bias;
+  const LogitTerm<Scalar>& bias;
   const BroadcastMask mask;
   const std::optional<CausalOrder> causal;
 
@@ -99,8 +100,8 @@ class AttentionTiles {
     multiply<Sum::fresh>(tile.queries, tile.keys, features(), Factor<Scalar>{scaled_q, features(), 1}, k_by_feature,
                          tile.data, tile.query_stride);
     bias.add_to(tile);
-    bool hides = hides_keys(bias);
-    if (hides) hide_keys(bias, tile);
+    bool hides = bias.hides();
+    if (hides) bias.hide(tile);
     hides |= mask.add_to(tile);
     if (causal) hides |= causal->hide(tile);
     for (Index i = 0; i < tile.queries; ++i)

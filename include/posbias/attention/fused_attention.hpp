@@ -57,9 +57,9 @@ struct AttentionResults {
 };
 
 /// Forward over one share of the queries.
-template <class Scalar, class Prepared>
+template <class Scalar>
 class AttentionForward {
-  using Tiles = AttentionTiles<Scalar, Prepared>;
+  using Tiles = AttentionTiles<Scalar>;
   using Values = Eigen::Map<Lane<Scalar>>;
 
  public:
@@ -184,8 +184,8 @@ class AttentionForward {
 };
 
 /// Forward over all queries.
-template <class Scalar, class Prepared>
-void attention_forward(const AttentionTiles<Scalar, Prepared>& tiles, const AttentionResults<Scalar>& results,
+template <class Scalar>
+void attention_forward(const AttentionTiles<Scalar>& tiles, const AttentionResults<Scalar>& results,
                        const Executor& executor) {
   // Rows of a task: many share the packing of keys, few leave work for all threads. Nothing else depends on it.
   constexpr Index most = 512, least = 64, enough_tasks = 32;
@@ -198,11 +198,11 @@ void attention_forward(const AttentionTiles<Scalar, Prepared>& tiles, const Atte
     const Index query = task % shares * per_task;
     const QueryShare share{task / shares / tiles.key_heads(), task / shares % tiles.key_heads(), query,
                            (std::min)(per_task, tiles.queries() - query)};
-    AttentionForward<Scalar, Prepared>(tiles, share, results).run();
+    AttentionForward<Scalar>(tiles, share, results).run();
   });
 }
 
-/// What backward reads, and the gradients it makes. Without memory for log_sum, `top` is log_sum_exp.
+/// What backward reads, and the gradients it makes. Without memory for log_sum, `top` is log_sum_exp, if it is given.
 template <class Scalar>
 struct AttentionGradients {
   TensorView<Scalar, 3> q, k, v;
@@ -211,9 +211,9 @@ struct AttentionGradients {
 };
 
 /// Backward over all queries of the heads that share a head of keys.
-template <class Scalar, class Prepared>
+template <class Scalar>
 class AttentionBackward {
-  using Tiles = AttentionTiles<Scalar, Prepared>;
+  using Tiles = AttentionTiles<Scalar>;
   using Tile = LogitTile<Scalar>;
   using Values = Eigen::Map<Lane<Scalar>>;
 
@@ -237,9 +237,8 @@ class AttentionBackward {
         v_by_feature_(packed_size<Scalar>(tiles.value_features(), tiles.most_keys())) {}
 
   /// Writes the gradients of a head of k and v, adds to those of the heads of q that share it, and accumulates the
-  /// gradients of logits in `sums`.
-  template <class Sums>
-  void run(Index batch, Index key_head, Sums& sums) {
+  /// gradients of logits in `bias`.
+  void run(Index batch, Index key_head, LogitAdjoint<Scalar>& bias) {
     const QueryShare share{batch, key_head, 0, tiles_.queries()};
     std::fill_n(grad_q_.data(), tiles_.group() * tiles_.queries() * width_, Scalar(0));
     find_means(share);
@@ -248,10 +247,7 @@ class AttentionBackward {
       tiles_.for_each_tile(share, key, logits_.data(), [&](const Tile& tile, Index row) {
         const Tile grad_tile = differentiate(tile, tile.key - key, row);
         add_products(tile, grad_tile, tile.key - key, row);
-        if (tiles_.bias.accumulates())
-          tiles_.bias.accumulate(LogitTile<const Scalar>{grad_tile.data, 0, tile.query_stride, 1, tile.batch, tile.head,
-                                                         1, tile.query, tile.queries, tile.key, tile.keys},
-                                 sums);
+        if (bias.accumulates()) bias.accumulate(grad_tile.read_only());
       });
       const Index count = tiles_.block_keys(key);
       add_rows(grad_k_.data(), width_, count, 1, gradients_.k, batch, key, key_head);
@@ -381,21 +377,44 @@ class AttentionBackward {
   Exponential<Scalar> exponential_;
 };
 
+template <class Scalar>
+bool all_precise(const TensorView<const Scalar, 2>& log_sum_exp) {
+  for (Index n = 0; n < log_sum_exp.batches(); ++n)
+    for (Index h = 0; h < log_sum_exp.shape[0]; ++h)
+      for (Index i = 0; i < log_sum_exp.shape[1]; ++i)
+        if (!is_precise(log_sum_exp.batch(n).data()[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]]))
+          return false;
+  return true;
+}
+
 /// Adds to the gradients of q, k and v, and accumulates those of logits. Queries of a head come one after another, and
-/// so do batch entries where the bias sums over them.
-template <class Scalar, class Prepared, class Sums>
-void attention_backward(const AttentionTiles<Scalar, Prepared>& tiles, const AttentionGradients<Scalar>& gradients,
-                        Sums& sums, const Executor& executor) {
+/// so do batch entries where the bias sums over them. Logarithms of sums that are not given, or not precise, are found in
+/// a pass of forward.
+template <class Scalar>
+void attention_backward(const AttentionTiles<Scalar>& tiles, AttentionGradients<Scalar> gradients,
+                        LogitAdjoint<Scalar>& bias, const Executor& executor) {
   if (tiles.batches() == 0 || tiles.key_heads() == 0 || tiles.queries() == 0) return;
-  const bool sums_up = tiles.bias.accumulates();
+  std::vector<Scalar> found;
+  if (!gradients.top.data.given() || !all_precise(gradients.top)) {
+    const Index rows = tiles.batches() * tiles.heads() * tiles.queries();
+    found.resize(static_cast<std::size_t>(2 * rows));
+    const auto part = [&](Index i) {
+      using Rows = Eigen::TensorMap<Eigen::Tensor<Scalar, 3, Eigen::RowMajor>>;
+      return view<2>(Rows(found.data() + i * rows, tiles.batches(), tiles.heads(), tiles.queries()));
+    };
+    attention_forward(tiles, AttentionResults<Scalar>{.top = part(0), .log_sum = part(1)}, executor);
+    gradients.top = part(0);
+    gradients.log_sum = part(1);
+  }
+  const bool sums_up = bias.accumulates();
   const Index batches = sums_up ? tiles.batches() : 1;  // of a task
-  const Index heads = sums_up && !tiles.bias.heads_are_independent() ? tiles.key_heads() : 1;
+  const Index heads = sums_up && !bias.heads_are_independent() ? tiles.key_heads() : 1;
   const Index tasks_per_batch = tiles.key_heads() / heads;
   executor.parallel_for(tiles.batches() / batches * tasks_per_batch, [&](Index task) {
-    AttentionBackward<Scalar, Prepared> backward(tiles, gradients);
+    AttentionBackward<Scalar> backward(tiles, gradients);
     for (Index n = 0; n < batches; ++n)
       for (Index h = 0; h < heads; ++h)
-        backward.run(task / tasks_per_batch * batches + n, task % tasks_per_batch * heads + h, sums);
+        backward.run(task / tasks_per_batch * batches + n, task % tasks_per_batch * heads + h, bias);
   });
 }
 

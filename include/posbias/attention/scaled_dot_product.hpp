@@ -107,16 +107,17 @@ void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, c
 
   with_modified(module, q, k, v, at, [&](const auto& q_, const auto& k_, const auto& v_) {
     const auto prepared = module.prepare(q_, k_, at);
-    const AttentionTiles<Scalar, std::remove_const_t<decltype(prepared)>> tiles{
+    const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> bias(prepared);
+    const AttentionTiles<Scalar> tiles{
         view<3>(q_),
         view<3>(k_),
         view<3>(v_),
         scale,
-        prepared,
+        bias,
         mask,
         options.causal ? std::optional<CausalOrder>(std::in_place, locations, shape.queries, shape.keys)
                        : std::nullopt};
-    use(tiles, at, q_, k_, v_);
+    use(tiles, prepared, at, q_, k_, v_);
   });
 }
 
@@ -147,19 +148,10 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
   constexpr std::string_view function = "attention";
   check_result(function, "out", out, q, v);
   check_apart({"posbias", function}, "out", out, "q", q, "k", k, "v", v, "mask", options.mask);
-  with_tiles(function, q, k, v, module, options, [&](const auto& tiles, const PairPositions& at, const auto&...) {
-    attention_forward(tiles, AttentionResults<Scalar>{.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
-  });
-}
-
-template <class Scalar>
-bool all_precise(const TensorView<const Scalar, 2>& log_sum_exp) {
-  for (Index n = 0; n < log_sum_exp.batches(); ++n)
-    for (Index h = 0; h < log_sum_exp.shape[0]; ++h)
-      for (Index i = 0; i < log_sum_exp.shape[1]; ++i)
-        if (!is_precise(log_sum_exp.batch(n).data()[h * log_sum_exp.strides[0] + i * log_sum_exp.strides[1]]))
-          return false;
-  return true;
+  const auto run = [&](const auto& tiles, const auto& /*prepared*/, const PairPositions& at, const auto&...) {
+    attention_forward<Scalar>(tiles, {.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
+  };
+  with_tiles(function, q, k, v, module, options, run);
 }
 
 /// `log_sum_exp` has no memory if it is still to be found.
@@ -179,21 +171,8 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
               options.mask);
   if constexpr (DerivesFromModule<M>) module.check_gradients({function, "posbias"}, grads);
 
-  const auto run = [&](const auto& tiles, const PairPositions& at, const auto& q_, const auto& k_, const auto& v_) {
-    std::vector<Scalar> found;
-    TensorView<const Scalar, 2> top = log_sum_exp, log_sum;
-    if (!log_sum_exp.data.given() || !all_precise(log_sum_exp)) {
-      using Rows = Eigen::TensorMap<Eigen::Tensor<Scalar, 3, Eigen::RowMajor>>;
-      const Index rows = tiles.batches() * tiles.heads() * tiles.queries();
-      found.resize(static_cast<std::size_t>(2 * rows));
-      const auto part = [&](Index i) -> TensorView<Scalar, 2> {
-        const Rows values(found.data() + i * rows, tiles.batches(), tiles.heads(), tiles.queries());
-        return view<2>(values);
-      };
-      attention_forward(tiles, AttentionResults<Scalar>{.top = part(0), .log_sum = part(1)}, at.executor);
-      top = part(0);
-      log_sum = part(1);
-    }
+  const auto run = [&](const auto& tiles, const auto& prepared, const PairPositions& at, const auto& q_, const auto& k_,
+                       const auto& v_) {
     fill_zero(view<3>(grad_q));
     fill_zero(view<3>(grad_k));
     fill_zero(view<3>(grad_v));
@@ -201,12 +180,12 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
     auto&& to_q = native.tensor(grad_q);
     auto&& to_k = native.tensor(grad_k);
     auto&& to_v = native.tensor(grad_v);
-    auto sums = tiles.bias.accumulator(to_q, to_k);
-    attention_backward(tiles,
-                       AttentionGradients<Scalar>{view<3>(to_q), view<3>(to_k), view<3>(to_v), view<3>(grad_out),
-                                                  view<3>(out), top, log_sum},
-                       sums, at.executor);
-    tiles.bias.finish(sums, grads);
+    auto sums = prepared.accumulator(to_q, to_k);
+    PreparedAdjoint<Scalar, std::remove_cvref_t<decltype(prepared)>, decltype(sums)> bias(prepared, sums);
+    attention_backward<Scalar>(
+        tiles, {view<3>(to_q), view<3>(to_k), view<3>(to_v), view<3>(grad_out), view<3>(out), log_sum_exp, {}}, bias,
+        at.executor);
+    prepared.finish(sums, grads);
     module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, at, grads);
     native.write_back();
   };
