@@ -37,8 +37,7 @@ class ContentBias : public Module<Derived, Parameters> {
   /// position get none. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> M, StoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const auto prepared =
-        derived().prepared(q, k, checked(hook_of("mod_mask", at), "mask", mask, q, k, v, at), at.executor);
+    const auto prepared = derived().prepared(q, k, checked_mod_mask(mask, q, k, v, at), at.executor);
     detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
   }
 
@@ -80,7 +79,7 @@ class ContentBias : public Module<Derived, Parameters> {
   /// Throws what `mod_mask` would, and writes nothing.
   template <class M, class Q, class K, class V>
   void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    (void)checked(hook_of("mod_mask", at), "mask", mask, q, k, v, at);
+    (void)checked_mod_mask(mask, q, k, v, at);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
   template <class M, class GQ, class GK, class GV, class Q, class K, class V>
@@ -119,8 +118,16 @@ class ContentBias : public Module<Derived, Parameters> {
                                       const K& k, const V& v, const PairPositions& at) const {
     const detail::AttentionShape shape = check_queries(hook, q, k, v);
     detail::check_mask_fits(hook, argument, mask, q, k, v);
-    detail::check_apart(hook, argument, mask, "q", q, "k", k, "v", v);
     return locations(hook, shape, at);
+  }
+
+  template <class M, class Q, class K, class V>
+  [[nodiscard]] PairLocations checked_mod_mask(const M& mask, const Q& q, const K& k, const V& v,
+                                               const PairPositions& at) const {
+    const detail::Hook hook = hook_of("mod_mask", at);
+    PairLocations result = checked(hook, "mask", mask, q, k, v, at);
+    detail::check_apart(hook, "mask", mask, "q", q, "k", k, "v", v);
+    return result;
   }
 
   template <class M, class GQ, class GK, class GV, class Q, class K, class V>

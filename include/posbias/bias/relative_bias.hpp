@@ -10,6 +10,7 @@
 #include <concepts>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -190,9 +191,11 @@ class RelativeBias : public Module<Derived, Parameters> {
   }
 
   /// Where the tokens of a mask are, or of its gradient; checks all that the mask alone tells.
+  template <class S>
   [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument,
-                                      const detail::TensorView<const Scalar, 3>& mask, const PairPositions& at) const {
+                                      const detail::TensorView<S, 3>& mask, const PairPositions& at) const {
     check_heads(hook, argument, mask.shape[0]);
+    if constexpr (!std::is_const_v<S>) detail::check_apart(hook, argument, mask);
     return locations(hook, mask.leading, mask.shape[1], mask.shape[2], at);
   }
   [[nodiscard]] PairLocations checked_backward(const detail::TensorView<const Scalar, 3>& grad_mask,

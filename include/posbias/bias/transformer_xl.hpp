@@ -165,6 +165,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const detail::Hook hook = this->hook_of("mod_qkv", at);
     this->check_queries(hook, q, k, v);
+    detail::check_apart(hook, "q", q);
     if (detail::overlap(q, k) || detail::overlap(q, v))
       detail::fail<ShapeError>(hook, ": q shares memory with ", detail::overlap(q, k) ? "k" : "v",
                                "; only q is to change");

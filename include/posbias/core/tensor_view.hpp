@@ -222,7 +222,7 @@ bool overlap(const A& a, const B& b) {
   return share_element(region_of(a), region_of(b));
 }
 
-/// Throws ShapeError if two elements of a tensor that is written to share memory.
+/// Throws ShapeError if elements of a tensor that is written to share memory, as those of a stride 0 do.
 template <class Written>
 void check_apart(const Hook& hook, std::string_view argument, const Written& written) {
   if (overlaps_itself(region_of(written)))

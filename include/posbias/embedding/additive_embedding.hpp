@@ -12,6 +12,7 @@
 #include <concepts>
 #include <span>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "posbias/core/module.hpp"
@@ -215,6 +216,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       if (x.shape[1] != module.dim())
         detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has ", x.shape[1],
                                  " features; dim = ", module.dim());
+      if constexpr (!std::is_const_v<S>) detail::check_apart(hook, argument, x);
       module.check_positions(hook, locations);
     }
 

@@ -182,6 +182,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     const detail::TensorView<Scalar, 3> query = detail::view<3>(q), key = detail::view<3>(k);
     if (query.shape[2] != options_.head_dim)
       detail::fail<ShapeError>(hook, ": q has ", query.shape[2], " features per head; head_dim = ", options_.head_dim);
+    detail::check_apart(hook, "q", query);
+    detail::check_apart(hook, "k", key);
     const bool same = detail::overlap(q, k);
     const bool one = detail::same_tensor(query, key);
     if (same && (!one || at.q.given() || at.k.given()))
