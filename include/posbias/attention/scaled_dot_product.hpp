@@ -176,18 +176,16 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
     fill_zero(view<3>(grad_q));
     fill_zero(view<3>(grad_k));
     fill_zero(view<3>(grad_v));
-    NativeCopies<Scalar> native;
-    auto&& to_q = native.tensor(grad_q);
-    auto&& to_k = native.tensor(grad_k);
-    auto&& to_v = native.tensor(grad_v);
-    auto sums = prepared.accumulator(to_q, to_k);
-    PreparedAdjoint<Scalar, std::remove_cvref_t<decltype(prepared)>, decltype(sums)> bias(prepared, sums);
-    attention_backward<Scalar>(
-        tiles, {view<3>(to_q), view<3>(to_k), view<3>(to_v), view<3>(grad_out), view<3>(out), log_sum_exp, {}}, bias,
-        at.executor);
-    prepared.finish(sums, grads);
-    module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, at, grads);
-    native.write_back();
+    const auto add = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
+      auto sums = prepared.accumulator(to_q, to_k);
+      PreparedAdjoint<Scalar, std::remove_cvref_t<decltype(prepared)>, decltype(sums)> bias(prepared, sums);
+      attention_backward<Scalar>(
+          tiles, {view<3>(to_q), view<3>(to_k), view<3>(to_v), view<3>(grad_out), view<3>(out), log_sum_exp, {}}, bias,
+          at.executor);
+      prepared.finish(sums, grads);
+      module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, at, grads);
+    };
+    rounded_once(add, grad_q, grad_k, grad_v);
   };
   with_tiles(function, q, k, v, module, options, run);
 }

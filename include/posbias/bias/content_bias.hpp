@@ -49,17 +49,15 @@ class ContentBias : public Module<Derived, Parameters> {
                          const PairPositions& at, Gradients& grads) const {
     const auto prepared =
         derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads), at.executor);
-    detail::NativeCopies<Scalar> native;
-    const auto accumulate = [&](auto&& to_k) {
-      auto sums = prepared.accumulator(native.tensor(grad_q), to_k);
+    const auto accumulate = [&](auto&& to_q, auto&& to_k) {
+      auto sums = prepared.accumulator(to_q, to_k);
       detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
       prepared.finish(sums, grads);
     };
     if constexpr (Derived::looks_at_keys)
-      accumulate(native.tensor(grad_k));
+      detail::rounded_once(accumulate, grad_q, grad_k);
     else
-      accumulate(grad_k);
-    native.write_back();
+      detail::rounded_once([&](auto&& to_q) { accumulate(to_q, grad_k); }, grad_q);
   }
 
   /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q, to k and to who runs the executor's

@@ -9,8 +9,8 @@
 ///
 /// The adjoint of a module's `mod_qkv` needs q, k and v as that module returned them, but the caller has those of the
 /// last one. So where several modules change them `mod_qkv_backward` takes copies, O(L·NH·H), and undoes one module
-/// after the other on its way back. All else works in place;
-/// tensors of 16 bits are copied to float and rounded once.
+/// after the other on its way back. Tensors of 16 bits that several modules change are copied to float and rounded once.
+/// All else works in place.
 #pragma once
 
 #include <algorithm>
@@ -171,7 +171,8 @@ class Compose : public Module<Compose<Modules...>> {
   template <detail::TokensOfAll<Modules...> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
     check_mod_x(x, at);
-    in_scalar<detail::ScalarOf<X>>([&](auto&& to_x) { for_each([&](auto i) { get<i>().mod_x(to_x, at); }); }, x);
+    const auto modify = [&](auto&& x_) { for_each([&](auto i) { get<i>().mod_x(x_, at); }); };
+    rounded_once<embeddings>(modify, x);
   }
 
   /// As `mod_qkv` of the first module, then of the next.
@@ -179,11 +180,10 @@ class Compose : public Module<Compose<Modules...>> {
   requires detail::HeadsOfAll<Q, K, V, Modules...>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
     check_mod_qkv(q, k, v, at);
-    const auto run = [&](auto&&... qkv) { for_each([&](auto i) { get<i>().mod_qkv(qkv..., at); }); };
-    if constexpr (changes.v)
-      in_scalar<detail::ScalarOf<Q>>(run, q, k, v);
-    else
-      in_scalar<detail::ScalarOf<Q>>([&](auto&& to_q, auto&& to_k) { run(to_q, to_k, v); }, q, k);
+    const auto modify = [&](auto&& q_, auto&& k_, auto&& v_) {
+      for_each([&](auto i) { get<i>().mod_qkv(q_, k_, v_, at); });
+    };
+    rounded_once<changing(sizeof...(Modules))>(modify, q, k, v);
   }
 
   /// Every module sees q, k, v as the last one's `mod_qkv` left them.
@@ -191,19 +191,15 @@ class Compose : public Module<Compose<Modules...>> {
   requires detail::LogitsOfAll<M, Q, K, V, Modules...>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     check_mod_mask(mask, q, k, v, at);
-    in_scalar<detail::ScalarOf<M>>([&](auto&& to) { for_each([&](auto i) { get<i>().mod_mask(to, q, k, v, at); }); },
-                                   mask);
+    const auto modify = [&](auto&& mask_) { for_each([&](auto i) { get<i>().mod_mask(mask_, q, k, v, at); }); };
+    rounded_once<biases>(modify, mask);
   }
 
   /// Adjoints, in reverse order.
   template <TokensTensor G>
   void mod_x_backward(G&& grad_x, const TokenPositions& at, Gradients& grads) const {
     check_mod_x_backward(grad_x, at, grads);
-    in_scalar<detail::ScalarOf<G>>(
-        [&](auto&& to_x) {
-          for_each_backwards([&](auto i) { get<i>().mod_x_backward(to_x, at, std::get<i>(grads.parts)); });
-        },
-        grad_x);
+    for_each_backwards([&](auto i) { get<i>().mod_x_backward(grad_x, at, std::get<i>(grads.parts)); });
   }
 
   /// q, k, v are those that the last module returned.
@@ -211,11 +207,12 @@ class Compose : public Module<Compose<Modules...>> {
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
     check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
-    const auto run = [&](auto&&... grad_qkv) {
-      const auto adjoint = [&](auto i, const auto&... qkv) {
-        get<i>().mod_qkv_backward(grad_qkv..., qkv..., at, std::get<i>(grads.parts));
+    constexpr auto changes_made = changing(sizeof...(Modules));
+    const auto adjoints = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
+      const auto adjoint = [&](auto i, const auto& q_i, const auto& k_i, const auto& v_i) {
+        get<i>().mod_qkv_backward(to_q, to_k, to_v, q_i, k_i, v_i, at, std::get<i>(grads.parts));
       };
-      if constexpr (changing(sizeof...(Modules)) < 2) {
+      if constexpr (changes_made < 2) {
         for_each_backwards([&](auto i) { adjoint(i, q, k, v); });
       } else {
         detail::TensorCopies copy;
@@ -229,7 +226,7 @@ class Compose : public Module<Compose<Modules...>> {
         });
       }
     };
-    in_scalar<detail::ScalarOf<GQ>>(run, grad_q, grad_k, grad_v);
+    rounded_once<changes_made>(adjoints, grad_q, grad_k, grad_v);
   }
 
   /// Adjoint of `mod_mask`: every module adds to grad_q, grad_k and grad_v, and to its own gradients.
@@ -238,11 +235,12 @@ class Compose : public Module<Compose<Modules...>> {
   void mod_mask_backward(GM&& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
     check_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
-    const auto run = [&](auto&&... grad_qkv) {
-      for_each_backwards(
-          [&](auto i) { get<i>().mod_mask_backward(grad_mask, grad_qkv..., q, k, v, at, std::get<i>(grads.parts)); });
+    const auto adjoints = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
+      for_each_backwards([&](auto i) {
+        get<i>().mod_mask_backward(grad_mask, to_q, to_k, to_v, q, k, v, at, std::get<i>(grads.parts));
+      });
     };
-    in_scalar<detail::ScalarOf<GQ>>(run, grad_q, grad_k, grad_v);
+    rounded_once<biases>(adjoints, grad_q, grad_k, grad_v);
   }
 
   /// What all modules add to logits, given q and k as `mod_qkv` left them, ready for tiles. Refers to the modules and,
@@ -313,22 +311,23 @@ class Compose : public Module<Compose<Modules...>> {
   }
 
  private:
-  /// Calls `run` with tensors that several modules write to: with float copies of those of 16 bits, rounded once.
-  template <class S>
-  static void in_scalar(const auto& run, auto&... tensors) {
-    if constexpr (sizeof...(Modules) > 1) {
-      detail::NativeCopies<detail::Computed<S>> native;
-      run(native.tensor(tensors)...);
-      native.write_back();
-    } else {
-      run(tensors...);
-    }
-  }
+  /// How many modules change x, and how many logits.
+  static constexpr int embeddings = (0 + ... + int{!detail::leaves_x_alone<Modules>}),
+                       biases = (0 + ... + int{!detail::leaves_mask_alone<Modules>});
 
   /// How many of the first `count` modules may change q, k or v.
   static constexpr auto changing(std::size_t count) {
     constexpr std::array<bool, sizeof...(Modules)> alone{detail::leaves_qkv_alone<Modules>...};
     return std::count(alone.begin(), alone.begin() + count, false);
+  }
+
+  /// Calls `modify(tensors...)`, in which `count` modules change them; what several change is rounded once.
+  template <auto count>
+  static void rounded_once(const auto& modify, auto&... tensors) {
+    if constexpr (count < 2)
+      modify(tensors...);
+    else
+      detail::rounded_once(modify, tensors...);
   }
 
   static constexpr bool derived(std::size_t place) {

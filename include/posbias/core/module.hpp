@@ -93,7 +93,11 @@ namespace detail {
 template <class Derived, class Parameters, class... Args>
 void of_module(void (Module<Derived, Parameters>::*)(Args...) const);
 
-/// True if a module has no `mod_qkv`, or no `mod_mask`, but the identity.
+/// True if a module has no `mod_x`, no `mod_qkv`, or no `mod_mask`, but the identity.
+template <class M, class T = Eigen::Tensor<float, 3>&>
+inline constexpr bool leaves_x_alone = requires {
+  of_module(&M::template mod_x<T>);
+};
 template <class M, class T = Eigen::Tensor<float, 3>&>
 inline constexpr bool leaves_qkv_alone = requires {
   of_module(&M::template mod_qkv<T, T, T>);

@@ -69,19 +69,6 @@ class NativeCopies {
     return (*this)(*tensor);
   }
 
-  /// The same as a tensor: itself, or a map of its copy. What is written to it in several steps is rounded once.
-  template <TensorLike T>
-  decltype(auto) tensor(T& tensor) {
-    if constexpr (Storage16<ScalarOf<T>>) {
-      const auto copy = (*this)(view<1>(tensor));
-      using Plain = Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>;
-      constexpr bool is_const = std::is_const_v<typename decltype(copy)::Scalar>;
-      return Eigen::TensorMap<std::conditional_t<is_const, const Plain, Plain>>(copy.data.data(), shape_of(tensor));
-    } else {
-      return (tensor);
-    }
-  }
-
   /// Rounds the copies of tensors that may be written to, to where they came from.
   void write_back() const {
     for (const Copy& copy : copies_)
@@ -139,5 +126,28 @@ class TensorCopies {
 
   std::list<Copy> copies_;
 };
+
+/// A tensor of 16 bits as a map of its copy in float; any other, and one that is only read, as it is.
+template <TensorLike T>
+decltype(auto) widened(T& tensor, NativeCopies<float>& copies) {
+  if constexpr (Storage16<std::remove_pointer_t<decltype(first_element(tensor))>>)
+    return Eigen::TensorMap<Eigen::Tensor<float, Traits<T>::rank, Eigen::RowMajor>>(copies(view<1>(tensor)).data.data(),
+                                                                                    shape_of(tensor));
+  else
+    return (tensor);
+}
+
+/// Calls `use(tensors...)`, which may write to each many times: those of 16 bits are copies in float, rounded once in the
+/// end. A tensor that is given twice has one copy.
+template <class Use, TensorLike... T>
+void rounded_once(const Use& use, T&... tensors) {
+  if constexpr ((Storage16<ScalarOf<T>> || ...)) {
+    NativeCopies<float> copies;
+    use(widened(tensors, copies)...);
+    copies.write_back();
+  } else {
+    use(tensors...);
+  }
+}
 
 }  // namespace posbias::detail
