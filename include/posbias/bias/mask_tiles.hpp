@@ -59,7 +59,7 @@ enum class TileWidth { narrow_if_column_major, whole_rows };
 template <class S, class Visit>
 void for_each_tile(const TensorView<S, 3>& logits, TileWidth width, Index n, Index head, Index heads, Index query,
                    Index queries, const Visit& visit) {
-  const auto [head_stride, query_stride, key_stride] = logits.strides;
+  const Index head_stride = logits.strides[0], query_stride = logits.strides[1], key_stride = logits.strides[2];
   const Index all_keys = logits.shape[2];
   const bool narrow = width == TileWidth::narrow_if_column_major && is_column_major(logits);
   const Index keys_per_tile = narrow ? 8 : std::max<Index>(all_keys, 1);

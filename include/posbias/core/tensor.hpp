@@ -16,6 +16,7 @@
 #include <string_view>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
+#include <utility>
 
 #include "posbias/core/error.hpp"
 #include "posbias/core/index.hpp"
@@ -145,14 +146,17 @@ namespace detail {
 /// The sizes of a tensor.
 template <TensorLike T>
 auto shape_of(const T& tensor) {
-  std::array<Index, static_cast<std::size_t>(Traits<T>::rank)> shape{};
-  for (std::size_t d = 0; d < shape.size(); ++d) {
+  constexpr auto rank = static_cast<std::size_t>(Traits<T>::rank);
+  const auto size = [&](auto d) {  // a constant, which converts to the type of an index that the tensor has
     if constexpr (MdspanLike<T>)
-      shape[d] = static_cast<Index>(tensor.extent(d));
+      return static_cast<Index>(tensor.extent(d()));
     else
-      shape[d] = static_cast<Index>(tensor.dimension(d));
+      return static_cast<Index>(tensor.dimension(d()));
+  };
+  return [&]<std::size_t... D>(std::index_sequence<D...>) {
+    return std::array<Index, rank>{size(std::integral_constant<std::size_t, D>())...};
   }
-  return shape;
+  (std::make_index_sequence<rank>());
 }
 
 /// The strides of a tensor, in elements.
@@ -164,11 +168,12 @@ auto strides_of(const T& tensor) {
   } else if constexpr (requires { tensor.strides(); }) {
     strides = tensor.strides();
   } else {
+    const auto shape = shape_of(tensor);
     Index stride = 1;
     for (std::size_t step = 0; step < strides.size(); ++step) {
       const std::size_t d = Traits<T>::layout == Eigen::RowMajor ? strides.size() - 1 - step : step;
       strides[d] = stride;
-      stride *= static_cast<Index>(tensor.dimension(d));
+      stride *= shape[d];
     }
   }
   return strides;
