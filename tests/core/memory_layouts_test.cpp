@@ -460,8 +460,8 @@ TEST_CASE("a gradient of logits that is only read may repeat its elements", "[at
   const Values q = numbers<float>(q_shape, 16), row = numbers<float>({1, 1, L, L}, 17);
   auto one = whole({1, 1, L, L}, row);
   const auto repeated = strided(one.data(), square, std::array<Index, 4>{0, 0, L, 1});
-  Tensor<float, 4> all(square);
-  for (Index n = 0; n < B * NH; ++n) std::ranges::copy(row, all.data() + n * L * L);
+  Tensor<float, 4> copies(square);
+  for (Index n = 0; n < B * NH; ++n) std::ranges::copy(row, copies.data() + n * L * L);
   const auto check = [&](const auto& module) {
     const auto whole_q = whole(q_shape, q);
     auto gradients = [&](const auto& grad_mask) {
@@ -474,7 +474,7 @@ TEST_CASE("a gradient of logits that is only read may repeat its elements", "[at
           grads, [&](std::string_view, const auto& g) { result.insert(result.end(), g.data(), g.data() + g.size()); });
       return result;
     };
-    CHECK(same_bits(gradients(repeated), gradients(all)));
+    CHECK(same_bits(gradients(repeated), gradients(copies)));
   };
   check(ALiBi<float>({.n_heads = NH, .learned_div = true}));
   check(TransformerXL<float>({.dim = NH * H, .n_heads = NH}, 11));

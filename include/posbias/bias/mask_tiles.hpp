@@ -129,9 +129,8 @@ void in_scalar(const LogitTile<Stored>& tile, bool heads_apart, const Use& use) 
 }
 
 /// Adds a prepared bias to a whole mask; to zeros only what can do that.
-template <Onto onto = Onto::logits, class Prepared>
-void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Prepared& prepared,
-                 const Executor& executor) {
+template <Onto onto = Onto::logits, class Scalar, class Prepared>
+void add_to_mask(const TensorView<Scalar, 3>& mask, const Prepared& prepared, const Executor& executor) {
   constexpr Index queries_per_task = 64;
   const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
   executor.parallel_for(mask.batches() * blocks, [&](Index task) {
@@ -143,8 +142,8 @@ void add_to_mask(const TensorView<typename Prepared::Scalar, 3>& mask, const Pre
                     else if constexpr (requires { prepared.add_to(tile); })
                       prepared.add_to(tile);
                     else
-                      in_scalar<typename Prepared::Scalar>(tile, prepared.heads_are_independent(),
-                                                           [&](const auto& widened) { prepared.add_to(widened); });
+                      in_scalar<Scalar>(tile, prepared.heads_are_independent(),
+                                        [&](const auto& widened) { prepared.add_to(widened); });
                   });
   });
 }

@@ -9,8 +9,8 @@
 ///
 /// The adjoint of a module's `mod_qkv` needs q, k and v as that module returned them, but the caller has those of the
 /// last one. So where several modules change them `mod_qkv_backward` takes copies, O(L·NH·H), and undoes one module
-/// after the other on its way back. Tensors of 16 bits that several modules change are copied to float and rounded once.
-/// All else works in place.
+/// after the other on its way back. x, q, k, v and gradients of 16 bits that several modules change are copied to float and
+/// rounded once. All else works in place.
 #pragma once
 
 #include <algorithm>
@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/bias/mask_tiles.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
@@ -80,9 +81,13 @@ inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<
 template <class... Parts>
 class PreparedCompose {
  public:
+  static constexpr TileWidth tile_width = TileWidth::whole_rows;  ///< which suit all parts
+
   explicit PreparedCompose(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
 
-  void add_to(const auto& tile) const {
+  /// Not to 16 bits, which would be rounded by each part.
+  template <class S>
+  requires(!Storage16<S>) void add_to(const LogitTile<S>& tile) const {
     for_each_part([&](auto i) { std::get<i>(parts_).add_to(tile); });
   }
 
@@ -191,8 +196,12 @@ class Compose : public Module<Compose<Modules...>> {
   requires detail::LogitsOfAll<M, Q, K, V, Modules...>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     check_mod_mask(mask, q, k, v, at);
-    const auto modify = [&](auto&& mask_) { for_each([&](auto i) { get<i>().mod_mask(mask_, q, k, v, at); }); };
-    rounded_once<biases>(modify, mask);
+    if constexpr (biases > 1 && detail::Storage16<detail::ScalarOf<M>> && detail::PreparedByAll<Q, K, Modules...>) {
+      detail::add_to_mask(detail::view<3>(mask), prepare(q, k, at), at.executor);  // tile by tile, each rounded once
+    } else {
+      const auto modify = [&](auto&& mask_) { for_each([&](auto i) { get<i>().mod_mask(mask_, q, k, v, at); }); };
+      rounded_once<biases>(modify, mask);
+    }
   }
 
   /// Adjoints, in reverse order.
