@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/numbers.hpp"
 
@@ -386,6 +387,20 @@ TEST_CASE("hooks: any order of memory and 16 bits, the same bits", "[attention]"
 TEST_CASE("Compose rounds 16 bits once, however many modules change a tensor", "[attention]") {
   check_compose<bfloat16>();
   check_compose<half>();
+}
+
+TEST_CASE("Compose copies no mask of 16 bits", "[attention]") {
+  constexpr Index tokens = 300;
+  const ALiBi<float> alibi({.n_heads = 2}), slower({.n_heads = 2, .divide = 2});
+  Tensor<bfloat16, 3> mask(2, tokens, tokens);
+  mask.setZero();
+  const std::size_t peak = posbias_test::peak_bytes_of([&] {
+    Tensor<bfloat16, 3> q(tokens, 2, 2), k(tokens, 2, 2);
+    q.setZero(), k.setZero();
+    Compose(alibi, slower).mod_mask(mask, q, k, k);
+  });
+  CHECK(mask(0, 0, 299) == static_cast<bfloat16>(-299 * 1.5F / 16));
+  CHECK(peak < static_cast<std::size_t>(mask.size()));  // a copy in float has four times as many bytes
 }
 
 TEST_CASE("RelativeAttention: any order of memory and 16 bits, the same bits", "[attention]") {

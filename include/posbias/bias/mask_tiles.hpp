@@ -128,6 +128,15 @@ void in_scalar(const LogitTile<Stored>& tile, bool heads_apart, const Use& use) 
   }
 }
 
+/// How wide the tiles of a prepared bias are: whole rows unless it says so.
+template <class Prepared>
+inline constexpr TileWidth tile_width_of = [] {
+  if constexpr (requires { Prepared::tile_width; })
+    return Prepared::tile_width;
+  else
+    return TileWidth::whole_rows;
+}();
+
 /// Adds a prepared bias to a whole mask; to zeros only what can do that.
 template <Onto onto = Onto::logits, class Scalar, class Prepared>
 void add_to_mask(const TensorView<Scalar, 3>& mask, const Prepared& prepared, const Executor& executor) {
@@ -135,7 +144,7 @@ void add_to_mask(const TensorView<Scalar, 3>& mask, const Prepared& prepared, co
   const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
   executor.parallel_for(mask.batches() * blocks, [&](Index task) {
     const Index query = task % blocks * queries_per_task;
-    for_each_tile(mask, Prepared::tile_width, task / blocks, 0, mask.shape[0], query,
+    for_each_tile(mask, tile_width_of<Prepared>, task / blocks, 0, mask.shape[0], query,
                   (std::min)(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
                     if constexpr (onto != Onto::logits)
                       prepared.template add_to<onto>(tile);

@@ -23,7 +23,6 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/mask_tiles.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
@@ -74,6 +73,13 @@ concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, co
   (static_cast<void>(m.prepare(q, k, at)), ...);
 };
 
+/// A mask of 16 bits that prepared biases can be added to, tile by tile, each rounded once. Biases bring the function along.
+template <class M, class Q, class K, class Module>
+concept TakesTiles = Storage16<ScalarOf<M>> &&
+    requires(const Module& module, M& mask, const Q& q, const K& k, const PairPositions& at) {
+  add_to_mask(view<3>(mask), module.prepare(q, k, at), at.executor);
+};
+
 template <class... Modules>
 inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<Modules> && ...);
 
@@ -81,13 +87,11 @@ inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<
 template <class... Parts>
 class PreparedCompose {
  public:
-  static constexpr TileWidth tile_width = TileWidth::whole_rows;  ///< which suit all parts
-
   explicit PreparedCompose(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
 
   /// Not to 16 bits, which would be rounded by each part.
-  template <class S>
-  requires(!Storage16<S>) void add_to(const LogitTile<S>& tile) const {
+  template <class Tile>
+  requires(!Storage16<std::remove_pointer_t<decltype(Tile::data)>>) void add_to(const Tile& tile) const {
     for_each_part([&](auto i) { std::get<i>(parts_).add_to(tile); });
   }
 
@@ -196,8 +200,8 @@ class Compose : public Module<Compose<Modules...>> {
   requires detail::LogitsOfAll<M, Q, K, V, Modules...>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     check_mod_mask(mask, q, k, v, at);
-    if constexpr (biases > 1 && detail::Storage16<detail::ScalarOf<M>> && detail::PreparedByAll<Q, K, Modules...>) {
-      detail::add_to_mask(detail::view<3>(mask), prepare(q, k, at), at.executor);  // tile by tile, each rounded once
+    if constexpr (biases > 1 && detail::TakesTiles<M, Q, K, Compose>) {
+      add_to_mask(detail::view<3>(mask), prepare(q, k, at), at.executor);
     } else {
       const auto modify = [&](auto&& mask_) { for_each([&](auto i) { get<i>().mod_mask(mask_, q, k, v, at); }); };
       rounded_once<biases>(modify, mask);
