@@ -462,9 +462,9 @@ TEST_CASE("a stride of 0 repeats what is read, and what is written must not repe
           xl.mod_qkv(strided(out.data(), q_shape, std::array<Index, 4>{L * H, H, 0, 1}), keys, keys);
         }) == "TransformerXL::mod_qkv: q " + shares);
   auto grads = position().zero_gradients();
-  Tensor<float, 4> grad_q(q_shape), grad_k(k_shape);
+  Tensor<float, 4> grad_q(q_shape), grad_k(k_shape), one_grad(one);
   CHECK(message_of<ShapeError>([&] {
-          attention_backward(grad_q, grad_k, repeated(one_k), expected, expected, whole_q, repeated(one_k),
+          attention_backward(grad_q, grad_k, repeated(one_grad), expected, expected, whole_q, repeated(one_k),
                              repeated(one_v), position(), options(), grads);
         }) == "posbias::attention_backward: grad_v " + shares);
   CHECK(same_bits(values_of(one_k), k));
