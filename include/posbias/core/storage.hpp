@@ -71,28 +71,28 @@ inline float widen(const Eigen::half& stored) {
   return std::bit_cast<float>((magnitude < (31U << 23) ? finite : special) | sign);
 }
 
-/// The bits of the nearest number of 16, ties to even. NaN stays NaN; beyond the range is infinite.
+/// The bits of the nearest number of 16, ties to even. NaN stays NaN; beyond the range is infinite. Signed comparisons,
+/// because AVX2 has no others.
 template <Storage16 S>
 std::uint16_t rounded_bits(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t sign = (bits >> 16) & 0x8000U, magnitude = bits & 0x7fffffffU;
-  constexpr std::uint32_t infinity = 0x7f800000U;
-  std::uint32_t result = 0;
+  const auto magnitude = static_cast<std::int32_t>(bits & 0x7fffffffU);
+  constexpr std::int32_t infinity = 0x7f800000;
   if constexpr (std::same_as<S, Eigen::bfloat16>) {
-    const std::uint32_t rounded = (magnitude + 0x7fffU + ((magnitude >> 16) & 1U)) >> 16;
-    result = magnitude > infinity ? 0x7fc0U : rounded;
+    const std::uint32_t rounded = bits + 0x7fffU + ((bits >> 16) & 1U), quiet = bits | 0x400000U;
+    return static_cast<std::uint16_t>((magnitude > infinity ? quiet : rounded) >> 16);
   } else {
-    constexpr std::uint32_t smallest_normal = 113U << 23, overflow = (127U + 16U) << 23, rebias = (127U - 15U) << 23;
+    constexpr std::int32_t smallest_normal = 113 << 23, overflow = (127 + 16) << 23, rebias = (127 - 15) << 23;
     // Adding 2^-1 rounds to units of 2^-24, those of a subnormal; they are then the low bits of the sum.
     const float half_unit = 0.5F;
-    const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + half_unit) -
-                                    std::bit_cast<std::uint32_t>(half_unit);
-    const std::uint32_t normal = (magnitude - rebias + 0xfffU + ((magnitude >> 13) & 1U)) >> 13;
-    const std::uint32_t finite = magnitude < smallest_normal ? subnormal : normal;
-    const std::uint32_t special = magnitude > infinity ? 0x7e00U : 0x7c00U;
-    result = magnitude < overflow ? finite : special;
+    const std::int32_t subnormal = std::bit_cast<std::int32_t>(std::bit_cast<float>(magnitude) + half_unit) -
+                                   std::bit_cast<std::int32_t>(half_unit);
+    const std::int32_t normal = (magnitude - rebias + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const std::int32_t finite = magnitude < smallest_normal ? subnormal : normal;
+    const std::int32_t special = magnitude > infinity ? 0x7e00 : 0x7c00;
+    const std::int32_t result = magnitude < overflow ? finite : special;
+    return static_cast<std::uint16_t>(static_cast<std::uint32_t>(result) | ((bits >> 16) & 0x8000U));
   }
-  return static_cast<std::uint16_t>(result | sign);
 }
 
 /// Stores a value, rounded once.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Rotations of pairs of features by given sines and cosines. Features are of `Scalar`, or stored for it.
+/// Heads are turned inline, because constants of the conversions are then made once per block, not once per head.
 #pragma once
 
 #include "posbias/core/index.hpp"
@@ -24,7 +25,8 @@ void turn_pair(Scalar sine, Scalar cosine, S& a, S& b) {
 
 /// Turns a head of features [a... b...], given its row [sines | cosines]; backwards with direction -1.
 template <int direction, class Scalar, class S>
-void turn_halves(const Scalar* __restrict row, Index pairs, S* __restrict as, S* __restrict bs) {
+[[gnu::always_inline]] inline void turn_halves(const Scalar* __restrict row, Index pairs, S* __restrict as,
+                                               S* __restrict bs) {
   for (Index i = 0; i < pairs; ++i) turn_pair<Scalar>(direction * row[i], row[pairs + i], as[i], bs[i]);
 }
 
@@ -41,7 +43,7 @@ void spread_row(const Scalar* __restrict row, Index pairs, Scalar* __restrict sp
 
 /// Turns a head of features [a b a b ...], given its spread row.
 template <class Scalar, class S>
-void turn_interleaved(const Scalar* __restrict spread, Index pairs, S* __restrict head) {
+[[gnu::always_inline]] inline void turn_interleaved(const Scalar* __restrict spread, Index pairs, S* __restrict head) {
   const Scalar* __restrict sines = spread + 2 * pairs;
   for (Index i = 0; i < 2 * pairs; i += 2) {
     const Scalar a = widen(head[i]), b = widen(head[i + 1]);
