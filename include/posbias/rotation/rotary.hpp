@@ -38,6 +38,7 @@
 #include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/pair_rotation.hpp"
+#include "posbias/kernel/product.hpp"
 #include "posbias/kernel/sinusoid_rows.hpp"
 
 namespace posbias {
@@ -245,6 +246,10 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     const auto each_batch = [&](Index token, Index h, const auto& turn) {
       for (S* batch : batches) turn(batch + token * token_stride + h * head_stride);
     };
+    // Tokens of a fused buffer are not next to each other, where processors would look ahead.
+    const auto prefetch_next = [&](Index token, const S* head) {
+      if (token + 1 < tokens) detail::prefetch(head + token_stride, options_.head_dim);
+    };
     if (view.strides[2] != 1) {  // tokens lie together, features do not
       for (Index h = 0; h < heads; ++h)
         for (Index i = 0; i < pairs; ++i)
@@ -257,12 +262,16 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
       for (Index token = 0; token < tokens; ++token) {
         detail::spread_row<direction>(rows[token], pairs, spread.data());
         for (Index h = 0; h < heads; ++h)
-          each_batch(token, h, [&](S* head) { detail::turn_interleaved(spread.data(), pairs, head); });
+          each_batch(token, h, [&](S* head) {
+            prefetch_next(token, head);
+            detail::turn_interleaved(spread.data(), pairs, head);
+          });
       }
     } else {
       for (Index token = 0; token < tokens; ++token)
         for (Index h = 0; h < heads; ++h)
           each_batch(token, h, [&, row = rows[token]](S* head) {
+            prefetch_next(token, head);
             detail::turn_halves<direction>(row, pairs, head, head + strides.partner);
           });
     }
