@@ -54,8 +54,7 @@ struct NoRows : AdditiveEmbedding<NoRows, float, NoParameters> {
   Either<const Four, Four> constant;
   const Either<Nothing, Identity> module{};
   const Either<Tensor<bool, 1>, Tensor<std::int64_t, 1>> ids;
-  Either<Tensor<Eigen::half, 4>, Four> halves;
-  Either<Tensor<Eigen::bfloat16, 4>, Four> short_floats;
+  Either<Tensor<Eigen::half, 4>, Tensor<double, 4>> halves;
   const Either<std::int64_t, std::vector<std::int64_t>> five{};
 
   // expect: rank\)? >= (MinRank|2)
@@ -66,20 +65,18 @@ struct NoRows : AdditiveEmbedding<NoRows, float, NoParameters> {
   alibi.mod_mask(flat);
   // expect: rank\)? >= (MinRank|3)
   rotary.mod_qkv(flat, flat, q);
-  // expect: tensors_are_of_float_or_double
+  // expect: float_takes_float_bfloat16_half_and_double_takes_double
   alibi.mod_mask(integers);
-  // expect: tensors_are_of_float_or_double
-  rotary.mod_qkv(halves, q, q);
-  // expect: tensors_are_of_float_or_double
-  Identity().mod_qkv(integers, q, q);
-  // expect: tensors_are_of_float_or_double
-  attention(short_floats, short_floats, short_floats, short_floats, Identity());
-  // expect: tensors_are_of_float_or_double
-  attention(out, q, short_floats, short_floats, alibi);
-  // expect: _Tp = double; _Up = float|is_same_v<double, float>
+  // expect: float_takes_float_bfloat16_half_and_double_takes_double
+  rotary.mod_qkv(doubles, q, q);
+  // expect: float_takes_float_bfloat16_half_and_double_takes_double
   xl.mod_mask(mask, doubles, q, q);
-  // expect: _Tp = double; _Up = float|is_same_v<double, float>
+  // expect: float_takes_float_bfloat16_half_and_double_takes_double
   attention(out, q, doubles, q, alibi);
+  // expect: float_takes_float_bfloat16_half_and_double_takes_double
+  ALiBi<double>({.n_heads = 4}).mod_mask(halves);
+  // expect: tensors_are_of_float_double_bfloat16_or_half
+  Identity().mod_qkv(integers, q, q);
   // expect: can_be_written_to<T> .with T = const|can_be_written_to<const
   alibi.mod_mask(constant);
   // expect: can_be_written_to<T> .with T = const|can_be_written_to<const
