@@ -205,9 +205,9 @@ void attention_forward(const AttentionTiles<Scalar>& tiles, const AttentionResul
 /// What backward reads, and the gradients it makes. Without memory for log_sum, `top` is log_sum_exp, if it is given.
 template <class Scalar>
 struct AttentionGradients {
-  TensorView<Scalar, 3> q, k, v;
-  TensorView<const Scalar, 3> grad_out, out;
-  TensorView<const Scalar, 2> top, log_sum;
+  TensorView<Scalar, 3> q{}, k{}, v{};
+  TensorView<const Scalar, 3> grad_out{}, out{};
+  TensorView<const Scalar, 2> top{}, log_sum{};
 };
 
 /// Backward over all queries of the heads that share a head of keys.

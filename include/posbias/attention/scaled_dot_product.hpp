@@ -14,35 +14,15 @@
 /// tokens and give attention a module without it: `Identity`, or the bias alone.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <concepts>
-#include <cstddef>
-#include <optional>
-#include <string_view>
 #include <type_traits>
-#include <utility>
-#include <vector>
 
-#include "posbias/attention/attention_mask.hpp"
-#include "posbias/attention/fused_attention.hpp"
+#include "posbias/attention/attention_call.hpp"
+#include "posbias/bias/logit_term.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
-#include "posbias/core/token_locations.hpp"
 
 namespace posbias {
-
-/// Options of `attention`; its backward is given the same ones.
-struct AttentionOptions {
-  bool causal = false;  ///< a query sees keys at its position or before; tokens without one see all, seen by all. `at`
-                        ///< must be given where L1 is not L2
-  std::optional<double> scale{};  ///< of q·k; default 1 / sqrt(H)
-  PairPositions at{};             ///< where queries and keys are, for the module and for `causal`
-  /// To add to logits, or true where a query may attend; default none. It is borrowed and must outlive the options, unless
-  /// it is a temporary `Eigen::Tensor` or moved in, `std::move(mask)`: these they keep.
-  AttentionMask mask{};
-  Executor executor{};  ///< who runs the tasks; default that of `at`
-};
 
 /// A module that attention can use for tensors of `Scalar`.
 template <class M, class Scalar>
@@ -84,110 +64,51 @@ void with_modified(const M& module, const Q& q, const K& k, const V& v, const Pa
   use(q_modified, k_modified, v_modified);
 }
 
-/// Checks all that attention and its backward have in common and prepares the module, then calls `use(tiles,
-/// positions, q, k, v)` with q, k and v as `mod_qkv` left them.
-template <class Q, class K, class V, class M, class Use>
-void with_tiles(std::string_view function, const Q& q, const K& k, const V& v, const M& module,
-                const AttentionOptions& options, const Use& use) {
-  using Scalar = ComputedOf<Q>;
-  const AttentionShape shape = attention_shape({"posbias", function}, q, k, v);
-  const auto features = static_cast<double>(std::max<Index>(view<3>(q).shape[2], 1));
-  const auto scale = static_cast<Scalar>(options.scale.value_or(1 / std::sqrt(features)));
-  if (!is_finite(static_cast<double>(scale)))
-    fail<OptionError>("posbias::", function, ": scale = ", *options.scale,
-                      "; it must be finite, also as the tensors' scalar");
-  PairPositions at = called_by({function, "posbias"}, options.at);
-  if (!options.executor.serial()) at.executor = options.executor;
-  const PairLocations locations({"posbias", function}, at, shape.leading, shape.queries, shape.keys);
-  if (options.causal && shape.queries != shape.keys && !at.q_k.given() && !at.q.given() && !at.k.given())
-    fail<PositionError>("posbias::", function, ": causal needs positions, since L1 = ", shape.queries,
-                        " is not L2 = ", shape.keys,
-                        "; .at = {.q = Positions::range(past)} says that past keys come before the first query");
-  const BroadcastMask mask(function, options.mask, shape);
-
-  with_modified(module, q, k, v, at, [&](const auto& q_, const auto& k_, const auto& v_) {
-    const auto prepared = module.prepare(q_, k_, at);
+/// `log_sum_exp` is null if it is not wanted.
+template <class Out, class Q, class K, class V, class M, class Scalar = ComputedOf<Q>>
+void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
+            const TensorView<Scalar, 2>* log_sum_exp = nullptr) {
+  AttentionResults<Scalar> results{.out = view<3>(out)};
+  const AttentionCall<Scalar> call({view<3>(q), view<3>(k), view<3>(v)}, options, results.out, log_sum_exp);
+  if (log_sum_exp != nullptr) results.log_sum_exp = *log_sum_exp;
+  with_modified(module, q, k, v, call.at(), [&](const auto& q_, const auto& k_, const auto& v_) {
+    const auto prepared = module.prepare(q_, k_, call.at());
     const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> bias(prepared);
-    const AttentionTiles<Scalar> tiles{
-        view<3>(q_),
-        view<3>(k_),
-        view<3>(v_),
-        scale,
-        bias,
-        mask,
-        options.causal ? std::optional<CausalOrder>(std::in_place, locations, shape.queries, shape.keys)
-                       : std::nullopt};
-    use(tiles, prepared, at, q_, k_, v_);
+    call.forward({view<3>(q_), view<3>(k_), view<3>(v_)}, bias, results);
   });
 }
 
-/// Throws ShapeError unless a tensor (B, *, L1, NH, H) is for the queries, with the features of v.
-template <class T, class Q, class V>
-void check_result(std::string_view function, std::string_view name, const T& result, const Q& q, const V& v) {
-  const auto view_of = view<3>(result);
-  const auto query = view<3>(q);
-  if (view_of.leading != query.leading || view_of.shape[0] != query.shape[0] || view_of.shape[1] != query.shape[1] ||
-      view_of.shape[2] != view<3>(v).shape[2])
-    fail<ShapeError>("posbias::", function, ": ", name, " has shape ", shape_of(result), "; q of shape ", shape_of(q),
-                     " and v of shape ", shape_of(v), " need (B, *, L1, NH, Hv)");
-}
-
-/// Throws ShapeError unless a tensor is (B, *, NH, L1).
-template <class T, class Q>
-void check_log_sum_exp(std::string_view function, const T& log_sum_exp, const Q& q) {
-  const auto sums = view<2>(log_sum_exp);
-  const auto query = view<3>(q);
-  if (sums.leading != query.leading || sums.shape[0] != query.shape[1] || sums.shape[1] != query.shape[0])
-    fail<ShapeError>("posbias::", function, ": log_sum_exp has shape ", shape_of(log_sum_exp), "; q of shape ",
-                     shape_of(q), " needs (B, *, NH, L1)");
-}
-
-template <class Out, class Q, class K, class V, class M, class Scalar>
-void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
-            const TensorView<Scalar, 2>& log_sum_exp) {
-  constexpr std::string_view function = "attention";
-  check_result(function, "out", out, q, v);
-  check_apart({"posbias", function}, "out", out, "q", q, "k", k, "v", v, "mask", options.mask);
-  const auto run = [&](const auto& tiles, const auto& /*prepared*/, const PairPositions& at, const auto&...) {
-    attention_forward<Scalar>(tiles, {.out = view<3>(out), .log_sum_exp = log_sum_exp}, at.executor);
-  };
-  with_tiles(function, q, k, v, module, options, run);
-}
-
-/// `log_sum_exp` has no memory if it is still to be found.
-template <class GQ, class GK, class GV, class GO, class Out, class Q, class K, class V, class M, class Scalar>
+/// `log_sum_exp` is null if it is still to be found.
+template <class GQ, class GK, class GV, class GO, class Out, class Q, class K, class V, class M,
+          class Scalar = ComputedOf<Q>>
 void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, const Out& out, const Q& q, const K& k,
                      const V& v, const M& module, const AttentionOptions& options, typename M::Gradients& grads,
-                     TensorView<const Scalar, 2> log_sum_exp) {
-  constexpr std::string_view function = "attention_backward";
-  check_result(function, "out", out, q, v);
-  check_result(function, "grad_out", grad_out, q, v);
-  check_gradient_shapes({"posbias", function}, grad_q, grad_k, grad_v, q, k, v);
-  check_apart({"posbias", function}, "grad_q", grad_q, "grad_k", grad_k, "grad_v", grad_v, "grad_out", grad_out, "out",
-              out, "q", q, "k", k, "v", v, "mask", options.mask);
-  check_apart({"posbias", function}, "grad_k", grad_k, "grad_v", grad_v, "grad_out", grad_out, "out", out, "q", q, "k",
-              k, "v", v, "mask", options.mask);
-  check_apart({"posbias", function}, "grad_v", grad_v, "grad_out", grad_out, "out", out, "q", q, "k", k, "v", v, "mask",
-              options.mask);
-  if constexpr (DerivesFromModule<M>) module.check_gradients({function, "posbias"}, grads);
+                     const TensorView<const Scalar, 2>* log_sum_exp = nullptr) {
+  const AttentionInputs<Scalar> to{view<3>(grad_q), view<3>(grad_k), view<3>(grad_v)};
+  AttentionGradients<Scalar> gradients{.grad_out = view<3>(grad_out), .out = view<3>(out)};
+  const AttentionCall<Scalar> call({view<3>(q), view<3>(k), view<3>(v)}, options, to, gradients.grad_out, gradients.out,
+                                   log_sum_exp);
+  if (log_sum_exp != nullptr) gradients.top = *log_sum_exp;
+  if constexpr (DerivesFromModule<M>) module.check_gradients({"attention_backward", "posbias"}, grads);
 
-  const auto run = [&](const auto& tiles, const auto& prepared, const PairPositions& at, const auto& q_, const auto& k_,
-                       const auto& v_) {
-    fill_zero(view<3>(grad_q));
-    fill_zero(view<3>(grad_k));
-    fill_zero(view<3>(grad_v));
+  with_modified(module, q, k, v, call.at(), [&](const auto& q_, const auto& k_, const auto& v_) {
+    const auto prepared = module.prepare(q_, k_, call.at());
+    const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> bias(prepared);
+    fill_zero(to.q);
+    fill_zero(to.k);
+    fill_zero(to.v);
     const auto add = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
       auto sums = prepared.accumulator(to_q, to_k);
-      PreparedAdjoint<Scalar, std::remove_cvref_t<decltype(prepared)>, decltype(sums)> bias(prepared, sums);
-      attention_backward<Scalar>(
-          tiles, {view<3>(to_q), view<3>(to_k), view<3>(to_v), view<3>(grad_out), view<3>(out), log_sum_exp, {}}, bias,
-          at.executor);
+      PreparedAdjoint<Scalar, std::remove_const_t<decltype(prepared)>, decltype(sums)> adjoint(prepared, sums);
+      gradients.q = view<3>(to_q);
+      gradients.k = view<3>(to_k);
+      gradients.v = view<3>(to_v);
+      call.backward({view<3>(q_), view<3>(k_), view<3>(v_)}, bias, adjoint, gradients);
       prepared.finish(sums, grads);
-      module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, at, grads);
+      module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, call.at(), grads);
     };
     rounded_once(add, grad_q, grad_k, grad_v);
-  };
-  with_tiles(function, q, k, v, module, options, run);
+  });
 }
 
 }  // namespace detail
@@ -201,7 +122,7 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
 template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
           detail::WritableLike<Q> Out>
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options = {}) {
-  detail::attend(out, q, k, v, module, options, detail::TensorView<detail::ComputedOf<Q>, 2>{});
+  detail::attend(out, q, k, v, module, options);
 }
 
 /// The same; also writes log_sum_exp, the logarithm of the sum over keys of e^logit, -inf where there is none. It spares
@@ -210,11 +131,8 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
           detail::WritableLike<Q> Out, WritableTensorOf<detail::ComputedOf<Q>, 2> Sums>
 void attention(Out&& out, const Q& q, const K& k, const V& v, const M& module, const AttentionOptions& options,
                Sums&& log_sum_exp) {
-  detail::check_log_sum_exp("attention", log_sum_exp, q);
-  detail::check_apart({"posbias", "attention"}, "log_sum_exp", log_sum_exp, "out", out, "q", q, "k", k, "v", v, "mask",
-                      options.mask);
-  detail::attend(out, q, k, v, module, options,
-                 detail::TensorView<detail::ComputedOf<Q>, 2>(detail::view<2>(log_sum_exp)));
+  const detail::TensorView<detail::ComputedOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
+  detail::attend(out, q, k, v, module, options, &sums);
 }
 
 /// Adjoint of `attention`: writes the gradients of q, k and v, and adds to the parameters'. `out` and the options are
@@ -229,8 +147,7 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
 void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_out, const Out& out, const Q& q,
                         const K& k, const V& v, const M& module, const AttentionOptions& options,
                         typename M::Gradients& grads) {
-  detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads,
-                          detail::TensorView<const detail::ComputedOf<Q>, 2>{});
+  detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads);
 }
 
 /// The same, with the log_sum_exp that forward wrote.
@@ -240,13 +157,8 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
 void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_out, const Out& out, const Q& q,
                         const K& k, const V& v, const M& module, const AttentionOptions& options,
                         typename M::Gradients& grads, const Sums& log_sum_exp) {
-  constexpr std::string_view function = "attention_backward";
-  detail::check_log_sum_exp(function, log_sum_exp, q);
-  detail::check_apart({"posbias", function}, "grad_q", grad_q, "log_sum_exp", log_sum_exp);
-  detail::check_apart({"posbias", function}, "grad_k", grad_k, "log_sum_exp", log_sum_exp);
-  detail::check_apart({"posbias", function}, "grad_v", grad_v, "log_sum_exp", log_sum_exp);
   const detail::TensorView<const detail::ComputedOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
-  detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, sums);
+  detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, &sums);
 }
 
 }  // namespace posbias

@@ -115,7 +115,8 @@ class ContentBias : public Module<Derived, Parameters> {
   [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument, const M& mask, const Q& q,
                                       const K& k, const V& v, const PairPositions& at) const {
     const detail::AttentionShape shape = check_queries(hook, q, k, v);
-    detail::check_mask_fits(hook, argument, mask, q, k, v);
+    detail::check_mask_fits(hook, argument, detail::view<3>(mask), detail::view<3>(q), detail::view<3>(k),
+                            detail::view<3>(v));
     return locations(hook, shape, at);
   }
 

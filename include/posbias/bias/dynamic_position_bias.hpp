@@ -50,8 +50,7 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
   static constexpr std::string_view name = "DynamicPositionBias";  ///< in messages
 
   /// Throws OptionError.
-  explicit DynamicPositionBias(const Options& options, std::uint64_t seed = 0)
-      : Base(PositionMlp<Scalar>(name, checked(options), seed)), options_(options) {}
+  explicit DynamicPositionBias(const Options& options, std::uint64_t seed = 0);
 
   [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
   [[nodiscard]] Index n_heads() const { return options_.n_heads; }   ///< NH
@@ -93,5 +92,9 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
 
   Options options_;
 };
+
+template <class Scalar>
+DynamicPositionBias<Scalar>::DynamicPositionBias(const Options& options, std::uint64_t seed)
+    : Base(PositionMlp<Scalar>(name, checked(options), seed)), options_(options) {}
 
 }  // namespace posbias

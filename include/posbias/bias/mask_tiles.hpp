@@ -22,13 +22,12 @@ inline void check_heads(const Hook& hook, std::string_view argument, Index heads
 }
 
 /// Throws ShapeError unless the mask, or its gradient, belongs to q, k and v.
-template <class M, class Q, class K, class V>
-void check_mask_fits(const Hook& hook, std::string_view argument, const M& mask, const Q& q, const K& k, const V& v) {
+inline void check_mask_fits(const Hook& hook, std::string_view argument, const StridedShape<3>& mask,
+                            const StridedShape<3>& q, const StridedShape<3>& k, const StridedShape<3>& v) {
   const AttentionShape shape = attention_shape(hook, q, k, v);
-  const auto logits = view<3>(mask);
-  if (!(shape == AttentionShape{logits.leading, logits.shape[0], logits.shape[1], logits.shape[2]}))
-    fail<ShapeError>(hook, ": ", argument, " has shape ", shape_of(mask), "; q of shape ", shape_of(q),
-                     " and k of shape ", shape_of(k), " need (B, *, NH, L1, L2)");
+  if (!(shape == AttentionShape{mask.leading, mask.shape[0], mask.shape[1], mask.shape[2]}))
+    fail<ShapeError>(hook, ": ", argument, " has shape ", mask.whole_shape().shape(), "; q of shape ",
+                     q.whole_shape().shape(), " and k of shape ", k.whole_shape().shape(), " need (B, *, NH, L1, L2)");
 }
 
 /// Whether the keys of a mask are further apart in memory than its queries.

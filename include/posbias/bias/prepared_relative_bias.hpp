@@ -38,12 +38,7 @@ class PreparedRelativeBias {
   };
 
   /// Evaluates the module once for each column, in tasks of the executor.
-  PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor)
-      : bias_(&bias), executor_(executor), columns_(std::move(at)) {
-    if (!tabulated()) return;
-    table_.resize(static_cast<std::size_t>(bias_->n_heads() * width()));
-    bias_->evaluate_heads(columns_.relative(), 0, bias_->n_heads(), table_.data(), executor_);
-  }
+  PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor);
 
   static constexpr detail::TileWidth tile_width =
       detail::TileWidth::narrow_if_column_major;  ///< which tiles it is quick on
@@ -59,73 +54,23 @@ class PreparedRelativeBias {
   [[nodiscard]] bool covers_all() const { return tabulated() && columns_.covers_all(); }
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
-  template <Onto onto = Onto::logits, class S>
+  template <Onto onto = Onto::logits, class S = Scalar>
   requires detail::StoredFor<S, Scalar>
-  void add_to(const LogitTile<S>& tile) const {
-    if constexpr (std::is_same_v<S, Scalar>)
-      if (tabulated() && columns_.in_runs() && tile.key_stride == 1) {
-        const auto pieces = columns_.pieces(tile);
-        for (Index h = 0; h < tile.heads; ++h)
-          columns_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
-            detail::add_toeplitz<onto, Scalar>(
-                {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
-                pieces);
-          });
-        return;
-      }
-    for_each_value(tile, [&](const Scalar* values, Index count, S* logits) {
-      detail::add_values<onto>(values, count, logits, tile.key_stride);
-    });
-  }
+  void add_to(const LogitTile<S>& tile) const { add<onto>(tile); }
 
   /// Whether the bias may be -inf.
   [[nodiscard]] bool hides() const { return bias_->hides(); }
 
   /// Makes -inf the logits where the bias is, which a NaN would not become by adding it.
-  void hide(const LogitTile<Scalar>& tile) const {
-    for_each_value(tile, [&](const Scalar* values, Index count, Scalar* logits) {
-      for (Index j = 0; j < count; ++j) {
-        Scalar& logit = logits[j * tile.key_stride];
-        logit = detail::visible_or_hidden(!detail::is_minus_infinity(values[j]), logit);
-      }
-    });
-  }
+  void hide(const LogitTile<Scalar>& tile) const;
 
   /// The gradients of q and k do not matter here: the bias does not look at them.
-  [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const {
-    Accumulator result{std::vector<double>(table_.size()), bias_->zero_gradients()};
-    if (!tabulated())
-      for_each_parameter(result.row, [&](std::string_view, const auto& tensor) {
-        result.sums.resize(result.sums.size() + static_cast<std::size_t>(tensor.size()));
-      });
-    return result;
-  }
+  [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return accumulator(); }
+  [[nodiscard]] Accumulator accumulator() const;
 
   /// Adjoint of `add_to`: adds the gradient of a tile's logits up, along diagonals where there is a table. Tiles
   /// that share a head must come one after another; without a table, all tiles must.
-  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
-    if (tabulated()) {
-      for_each_slice(tile, [&](const Scalar* logits, Index begin, Index count) {
-        detail::add_to_sums(ConstValues(logits, count, Stride(tile.key_stride)), accumulator.sums.data() + begin);
-      });
-    } else {
-      std::vector<double> values(static_cast<std::size_t>(tile.heads * tile.keys));
-      columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
-        const auto count = static_cast<Index>(relative.size());
-        for (Index h = 0; h < tile.heads; ++h) {
-          const Scalar* row = tile.row(h, i) + skip * tile.key_stride;
-          for (Index j = 0; j < count; ++j)
-            values[static_cast<std::size_t>(h * count + j)] = static_cast<double>(row[j * tile.key_stride]);
-        }
-        bias_->evaluate_heads_backward(relative, tile.head, tile.heads, values.data(), accumulator.row);
-        double* sum = accumulator.sums.data();
-        for_each_parameter(accumulator.row, [&](std::string_view, auto& tensor) {
-          for (Index p = 0; p < tensor.size(); ++p)
-            *sum++ += static_cast<double>(std::exchange(tensor.data()[p], Scalar(0)));
-        });
-      });
-    }
-  }
+  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const;
 
   /// Moves the sums of some heads to where they are added up.
   void move_sums(Index head, Index heads, Accumulator& from, Accumulator& to) const {
@@ -135,20 +80,14 @@ class PreparedRelativeBias {
   }
 
   /// Adds what was accumulated to the parameters' gradients.
-  void finish(const Accumulator& accumulator, Gradients& grads) const {
-    const double* sum = accumulator.sums.data();
-    if (tabulated()) {
-      bias_->evaluate_heads_backward(columns_.relative(), 0, bias_->n_heads(), sum, grads, executor_);
-    } else {
-      for_each_parameter(grads, [&](std::string_view, auto& tensor) {
-        for (Index p = 0; p < tensor.size(); ++p) tensor.data()[p] += static_cast<Scalar>(*sum++);
-      });
-    }
-  }
+  void finish(const Accumulator& accumulator, Gradients& grads) const;
 
  private:
   using Stride = Eigen::InnerStride<>;
   using ConstValues = Eigen::Map<const Eigen::ArrayX<Scalar>, Eigen::Unaligned, Stride>;
+
+  template <Onto onto, class S>
+  void add(const LogitTile<S>& tile) const;
 
   [[nodiscard]] Index width() const { return static_cast<Index>(columns_.relative().size()); }
 
@@ -200,5 +139,89 @@ class PreparedRelativeBias {
   detail::RelativeColumns columns_;
   std::vector<Scalar> table_;  // (NH, columns)
 };
+
+template <class Bias>
+PreparedRelativeBias<Bias>::PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor)
+    : bias_(&bias), executor_(executor), columns_(std::move(at)) {
+  if (!tabulated()) return;
+  table_.resize(static_cast<std::size_t>(bias_->n_heads() * width()));
+  bias_->evaluate_heads(columns_.relative(), 0, bias_->n_heads(), table_.data(), executor_);
+}
+
+template <class Bias>
+template <Onto onto, class S>
+void PreparedRelativeBias<Bias>::add(const LogitTile<S>& tile) const {
+  if constexpr (std::is_same_v<S, Scalar>)
+    if (tabulated() && columns_.in_runs() && tile.key_stride == 1) {
+      const auto pieces = columns_.pieces(tile);
+      for (Index h = 0; h < tile.heads; ++h)
+        columns_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
+          detail::add_toeplitz<onto, Scalar>(
+              {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
+              pieces);
+        });
+      return;
+    }
+  for_each_value(tile, [&](const Scalar* values, Index count, S* logits) {
+    detail::add_values<onto>(values, count, logits, tile.key_stride);
+  });
+}
+
+template <class Bias>
+void PreparedRelativeBias<Bias>::hide(const LogitTile<Scalar>& tile) const {
+  for_each_value(tile, [&](const Scalar* values, Index count, Scalar* logits) {
+    for (Index j = 0; j < count; ++j) {
+      Scalar& logit = logits[j * tile.key_stride];
+      logit = detail::visible_or_hidden(!detail::is_minus_infinity(values[j]), logit);
+    }
+  });
+}
+
+template <class Bias>
+void PreparedRelativeBias<Bias>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
+  if (tabulated()) {
+    for_each_slice(tile, [&](const Scalar* logits, Index begin, Index count) {
+      detail::add_to_sums(ConstValues(logits, count, Stride(tile.key_stride)), accumulator.sums.data() + begin);
+    });
+  } else {
+    std::vector<double> values(static_cast<std::size_t>(tile.heads * tile.keys));
+    columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
+      const auto count = static_cast<Index>(relative.size());
+      for (Index h = 0; h < tile.heads; ++h) {
+        const Scalar* row = tile.row(h, i) + skip * tile.key_stride;
+        for (Index j = 0; j < count; ++j)
+          values[static_cast<std::size_t>(h * count + j)] = static_cast<double>(row[j * tile.key_stride]);
+      }
+      bias_->evaluate_heads_backward(relative, tile.head, tile.heads, values.data(), accumulator.row);
+      double* sum = accumulator.sums.data();
+      for_each_parameter(accumulator.row, [&](std::string_view, auto& tensor) {
+        for (Index p = 0; p < tensor.size(); ++p)
+          *sum++ += static_cast<double>(std::exchange(tensor.data()[p], Scalar(0)));
+      });
+    });
+  }
+}
+
+template <class Bias>
+void PreparedRelativeBias<Bias>::finish(const Accumulator& accumulator, Gradients& grads) const {
+  const double* sum = accumulator.sums.data();
+  if (tabulated()) {
+    bias_->evaluate_heads_backward(columns_.relative(), 0, bias_->n_heads(), sum, grads, executor_);
+  } else {
+    for_each_parameter(grads, [&](std::string_view, auto& tensor) {
+      for (Index p = 0; p < tensor.size(); ++p) tensor.data()[p] += static_cast<Scalar>(*sum++);
+    });
+  }
+}
+
+template <class Bias>
+auto PreparedRelativeBias<Bias>::accumulator() const -> Accumulator {
+  Accumulator result{std::vector<double>(table_.size()), bias_->zero_gradients()};
+  if (!tabulated())
+    for_each_parameter(result.row, [&](std::string_view, const auto& tensor) {
+      result.sums.resize(result.sums.size() + static_cast<std::size_t>(tensor.size()));
+    });
+  return result;
+}
 
 }  // namespace posbias

@@ -59,21 +59,21 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
-    modify(hook_of("mod_mask", at), detail::view<3>(mask), at);
+    modify(Onto::logits, hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits(hook_of("mod_mask", at), "mask", mask, q, k, v);
-    modify(hook_of("mod_mask", at), detail::view<3>(mask), at);
+    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
+    modify(Onto::logits, hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
   }
 
   /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits(hook_of("set_mask", at), "mask", mask, q, k, v);
-    modify<Onto::zeros>(hook_of("set_mask", at), detail::view<3>(mask), at);
+    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
+    modify(Onto::zeros, hook_of("set_mask", at), detail::view<3>(mask), at, shapes);
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
@@ -88,8 +88,8 @@ class RelativeBias : public Module<Derived, Parameters> {
             HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    detail::check_mask_fits(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, q, k, v);
-    backward(detail::view<3>(grad_mask), at, grads);
+    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
+    backward(detail::view<3>(grad_mask), at, grads, shapes);
   }
 
   /// The bias alone: (NH, L1, L2), positions shared by a batch; `bias<Eigen::ColMajor>` in Eigen's default layout.
@@ -97,7 +97,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   [[nodiscard]] Eigen::Tensor<Scalar, 3, Layout> bias(Index queries, Index keys, const PairPositions& at = {}) const {
     check_lengths(hook_of("bias", at), queries, keys);
     Eigen::Tensor<Scalar, 3, Layout> result(derived().n_heads(), queries, keys);
-    modify<Onto::zeros>(hook_of("bias", at), detail::view<3>(result), at);
+    modify(Onto::zeros, hook_of("bias", at), detail::view<3>(result), at);
     return result;
   }
 
@@ -122,21 +122,14 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// and owns all else. Throws ShapeError, PositionError.
   template <HeadsTensor Q, HeadsTensor K>
   [[nodiscard]] Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    const detail::AttentionShape shape = detail::attention_shape(hook_of("prepare", at), q, k, k);
-    check_heads(hook_of("prepare", at), "q", shape.heads);
-    return Prepared(derived(), locations(hook_of("prepare", at), shape.leading, shape.queries, shape.keys, at),
-                    at.executor);
+    return prepared(detail::view<3>(q), detail::view<3>(k), at);
   }
   template <HeadsTensor Q, HeadsTensor K>
   Prepared prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
 
   /// The same, of `queries` by `keys` logits in each batch entry of shape `leading` (B, *).
   [[nodiscard]] Prepared prepare(std::span<const Index> leading, Index queries, Index keys,
-                                 const PairPositions& at = {}) const& {
-    check_lengths(hook_of("prepare", at), queries, keys);
-    return Prepared(derived(), locations(hook_of("prepare", at), detail::Leading(leading), queries, keys, at),
-                    at.executor);
-  }
+                                 const PairPositions& at = {}) const&;
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
 
   /// `evaluate`, over the executor if the module takes one.
@@ -161,16 +154,16 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// Throws what `mod_mask` would, and writes nothing.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::check_mask_fits(hook_of("mod_mask", at), "mask", mask, q, k, v);
-    (void)checked(hook_of("mod_mask", at), "mask", detail::view<3>(mask), at);
+    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
+    check(hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
   template <StoredTensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
             HeadsTensor V>
   void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                                const PairPositions& at, const Gradients& grads) const {
-    detail::check_mask_fits(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, q, k, v);
-    (void)checked_backward(detail::view<3>(grad_mask), at, grads);
+    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
+    check_backward(detail::view<3>(grad_mask), at, grads, shapes);
   }
 
  protected:
@@ -190,34 +183,47 @@ class RelativeBias : public Module<Derived, Parameters> {
     return result;
   }
 
-  /// Where the tokens of a mask are, or of its gradient; checks all that the mask alone tells.
+  using View = detail::TensorView<Scalar, 3>;
+  using ConstView = detail::TensorView<const Scalar, 3>;
+  /// Of q, k and v, or none.
+  using Shapes = std::span<const detail::StridedShape<3>>;
+
+  /// Where the tokens of a mask are, or of its gradient; checks all that it is given with.
   template <class S>
   [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument,
-                                      const detail::TensorView<S, 3>& mask, const PairPositions& at) const {
+                                      const detail::TensorView<S, 3>& mask, const PairPositions& at, Shapes qkv) const {
+    if (!qkv.empty()) detail::check_mask_fits(hook, argument, mask, qkv[0], qkv[1], qkv[2]);
     check_heads(hook, argument, mask.shape[0]);
     if constexpr (!std::is_const_v<S>) detail::check_apart(hook, argument, mask);
     return locations(hook, mask.leading, mask.shape[1], mask.shape[2], at);
   }
-  [[nodiscard]] PairLocations checked_backward(const detail::TensorView<const Scalar, 3>& grad_mask,
-                                               const PairPositions& at, const Gradients& grads) const {
-    PairLocations result = checked(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, at);
+  [[nodiscard]] PairLocations checked_backward(const ConstView& grad_mask, const PairPositions& at,
+                                               const Gradients& grads, Shapes qkv) const {
+    PairLocations result = checked(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, at, qkv);
     this->check_gradients("mod_mask_backward", grads);
     return result;
   }
 
-  template <Onto onto = Onto::logits>
-  void modify(const detail::Hook& hook, const detail::TensorView<Scalar, 3>& mask, const PairPositions& at) const {
-    PairLocations where = checked(hook, "mask", mask, at);
+  /// The hooks, past the tensors.
+  void modify(Onto onto, const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv = {}) const;
+  void backward(const ConstView& grad_mask, const PairPositions& at, Gradients& grads, Shapes qkv = {}) const;
+  void check(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv) const;
+  void check_backward(const ConstView& grad_mask, const PairPositions& at, const Gradients& grads, Shapes qkv) const;
+  [[nodiscard]] Prepared prepared(const detail::StridedShape<3>& q, const detail::StridedShape<3>& k,
+                                  const PairPositions& at) const;
+
+  template <Onto onto>
+  void modify(const View& mask, PairLocations where, const Executor& executor) const {
     if (detail::is_whole_column_major(mask)) {
-      const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
-      if (prepared.tabulated()) return write<onto>(mask, prepared, at.executor);
+      const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), executor);
+      if (prepared.tabulated()) return write<onto>(mask, prepared, executor);
     }
-    write<onto>(mask, Prepared(derived(), std::move(where), at.executor), at.executor);
+    write<onto>(mask, Prepared(derived(), std::move(where), executor), executor);
   }
 
   /// Zeros come first where the bias does not write all.
   template <Onto onto>
-  static void write(const detail::TensorView<Scalar, 3>& mask, const auto& prepared, const Executor& executor) {
+  static void write(const View& mask, const auto& prepared, const Executor& executor) {
     if constexpr (onto == Onto::zeros) {
       if (prepared.covers_all()) return detail::add_to_mask<onto>(mask, prepared, executor);
       detail::fill_zero(mask);
@@ -225,30 +231,76 @@ class RelativeBias : public Module<Derived, Parameters> {
     detail::add_to_mask(mask, prepared, executor);
   }
 
-  void backward(const detail::TensorView<const Scalar, 3>& grad_mask, const PairPositions& at, Gradients& grads) const {
-    const PairLocations where = checked_backward(grad_mask, at, grads);
-    if (!this->has_parameters()) return;
-    const Prepared prepared(derived(), where, at.executor);
-    auto sums = prepared.accumulator();
-    bool accumulated = false;
-    if (detail::is_whole_column_major(grad_mask)) {
-      const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches(), at.executor);
-      accumulated = by_columns.accumulates();
-      if (accumulated) by_columns.accumulate(grad_mask, sums.sums, at.executor);
-    }
-    if (!accumulated) detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
-    prepared.finish(sums, grads);
-  }
-
-  void check_lengths(const detail::Hook& function, Index queries, Index keys) const {
-    const auto reject = [&](std::string_view why) {
-      detail::fail<ShapeError>(function, ": L1 = ", queries, ", L2 = ", keys, why);
-    };
-    if (queries < 0 || keys < 0) reject("; lengths must not be negative");
-    constexpr double most = 0x1p60;  // values whose number still fits an Index, with room to add
-    const auto size = [](Index length) { return static_cast<double>(std::max<Index>(length, 1)); };
-    if (size(derived().n_heads()) * size(queries) * size(keys) > most) reject("; no tensor can be so large");
-  }
+  void check_lengths(const detail::Hook& function, Index queries, Index keys) const;
 };
+
+template <class Derived, class Scalar, class Parameters>
+void RelativeBias<Derived, Scalar, Parameters>::modify(Onto onto, const detail::Hook& hook, const View& mask,
+                                                       const PairPositions& at, Shapes qkv) const {
+  PairLocations where = checked(hook, "mask", mask, at, qkv);
+  if (onto == Onto::zeros)
+    modify<Onto::zeros>(mask, std::move(where), at.executor);
+  else
+    modify<Onto::logits>(mask, std::move(where), at.executor);
+}
+
+template <class Derived, class Scalar, class Parameters>
+void RelativeBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_mask, const PairPositions& at,
+                                                         Gradients& grads, Shapes qkv) const {
+  const PairLocations where = checked_backward(grad_mask, at, grads, qkv);
+  if (!this->has_parameters()) return;
+  const Prepared prepared(derived(), where, at.executor);
+  auto sums = prepared.accumulator();
+  bool accumulated = false;
+  if (detail::is_whole_column_major(grad_mask)) {
+    const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches(), at.executor);
+    accumulated = by_columns.accumulates();
+    if (accumulated) by_columns.accumulate(grad_mask, sums.sums, at.executor);
+  }
+  if (!accumulated) detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
+  prepared.finish(sums, grads);
+}
+
+template <class Derived, class Scalar, class Parameters>
+void RelativeBias<Derived, Scalar, Parameters>::check(const detail::Hook& hook, const View& mask,
+                                                      const PairPositions& at, Shapes qkv) const {
+  (void)checked(hook, "mask", mask, at, qkv);
+}
+
+template <class Derived, class Scalar, class Parameters>
+void RelativeBias<Derived, Scalar, Parameters>::check_backward(const ConstView& grad_mask, const PairPositions& at,
+                                                               const Gradients& grads, Shapes qkv) const {
+  (void)checked_backward(grad_mask, at, grads, qkv);
+}
+
+template <class Derived, class Scalar, class Parameters>
+auto RelativeBias<Derived, Scalar, Parameters>::prepared(const detail::StridedShape<3>& q,
+                                                         const detail::StridedShape<3>& k,
+                                                         const PairPositions& at) const -> Prepared {
+  const detail::Hook hook = hook_of("prepare", at);
+  const detail::AttentionShape shape = detail::attention_shape(hook, q, k, k);
+  check_heads(hook, "q", shape.heads);
+  return Prepared(derived(), locations(hook, shape.leading, shape.queries, shape.keys, at), at.executor);
+}
+
+template <class Derived, class Scalar, class Parameters>
+auto RelativeBias<Derived, Scalar, Parameters>::prepare(std::span<const Index> leading, Index queries, Index keys,
+                                                        const PairPositions& at) const& -> Prepared {
+  const detail::Hook hook = hook_of("prepare", at);
+  check_lengths(hook, queries, keys);
+  return Prepared(derived(), locations(hook, detail::Leading(leading), queries, keys, at), at.executor);
+}
+
+template <class Derived, class Scalar, class Parameters>
+void RelativeBias<Derived, Scalar, Parameters>::check_lengths(const detail::Hook& function, Index queries,
+                                                              Index keys) const {
+  const auto reject = [&](std::string_view why) {
+    detail::fail<ShapeError>(function, ": L1 = ", queries, ", L2 = ", keys, why);
+  };
+  if (queries < 0 || keys < 0) reject("; lengths must not be negative");
+  constexpr double most = 0x1p60;  // values whose number still fits an Index, with room to add
+  const auto size = [](Index length) { return static_cast<double>(std::max<Index>(length, 1)); };
+  if (size(derived().n_heads()) * size(queries) * size(keys) > most) reject("; no tensor can be so large");
+}
 
 }  // namespace posbias

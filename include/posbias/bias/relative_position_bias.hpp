@@ -54,13 +54,7 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
   static constexpr bool integers_only = true;                       ///< positions must be integers
 
   /// Throws OptionError.
-  explicit RelativePositionBias(const Options& options, std::uint64_t seed = 0)
-      : options_(options), buckets_(name, {options.bidirectional, options.num_buckets, options.max_distance}) {
-    if (options.n_heads < 1) detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it must be positive");
-    this->parameters_.weight.resize(options.num_buckets, options.n_heads);
-    detail::Random random(seed);
-    detail::fill_normal(this->parameters_.weight, random);
-  }
+  explicit RelativePositionBias(const Options& options, std::uint64_t seed = 0);
 
   [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
   [[nodiscard]] Index n_heads() const { return options_.n_heads; }   ///< NH
@@ -139,5 +133,14 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
   Options options_;
   T5Buckets buckets_;
 };
+
+template <class Scalar>
+RelativePositionBias<Scalar>::RelativePositionBias(const Options& options, std::uint64_t seed)
+    : options_(options), buckets_(name, {options.bidirectional, options.num_buckets, options.max_distance}) {
+  if (options.n_heads < 1) detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it must be positive");
+  this->parameters_.weight.resize(options.num_buckets, options.n_heads);
+  detail::Random random(seed);
+  detail::fill_normal(this->parameters_.weight, random);
+}
 
 }  // namespace posbias

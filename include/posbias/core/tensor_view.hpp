@@ -188,23 +188,23 @@ struct AttentionShape {
 
 /// Reads and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
 /// same L2, and NHk = NH or a divisor of it (grouped queries).
+inline AttentionShape attention_shape(const Hook& hook, const StridedShape<3>& q, const StridedShape<3>& k,
+                                      const StridedShape<3>& v) {
+  const auto reject = [&](std::string_view name, const StridedShape<3>& tensor, std::string_view expected) {
+    fail<ShapeError>(hook, ": ", name, " has shape ", tensor.whole_shape().shape(), "; q has ", q.whole_shape().shape(),
+                     " and needs ", expected);
+  };
+  const Index heads = q.shape[1];
+  const Index groups = k.shape[1];
+  if (k.leading != q.leading || k.shape[2] != q.shape[2] || !(groups == heads || (groups > 0 && heads % groups == 0)))
+    reject("k", k, "(B, *, L2, NH, H) with the same B, *, NH (or a divisor of it) and H");
+  if (v.leading != q.leading || v.shape[0] != k.shape[0] || v.shape[1] != groups)
+    reject("v", v, "(B, *, L2, NH, any) with the same B, *, and the L2 and NH of k");
+  return {q.leading, heads, q.shape[0], k.shape[0]};
+}
 template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
 AttentionShape attention_shape(const Hook& hook, const Q& q, const K& k, const V& v) {
-  const auto query = view<3>(q);
-  const auto key = view<3>(k);
-  const auto value = view<3>(v);
-  const auto reject = [&](std::string_view name, const auto& tensor, std::string_view expected) {
-    fail<ShapeError>(hook, ": ", name, " has shape ", shape_of(tensor), "; q has ", shape_of(q), " and needs ",
-                     expected);
-  };
-  const Index heads = query.shape[1];
-  const Index groups = key.shape[1];
-  if (key.leading != query.leading || key.shape[2] != query.shape[2] ||
-      !(groups == heads || (groups > 0 && heads % groups == 0)))
-    reject("k", k, "(B, *, L2, NH, H) with the same B, *, NH (or a divisor of it) and H");
-  if (value.leading != query.leading || value.shape[0] != key.shape[0] || value.shape[1] != groups)
-    reject("v", v, "(B, *, L2, NH, any) with the same B, *, and the L2 and NH of k");
-  return {query.leading, heads, query.shape[0], key.shape[0]};
+  return attention_shape(hook, view<3>(q), view<3>(k), view<3>(v));
 }
 
 /// The memory of a tensor, or of what says so itself.
@@ -240,17 +240,22 @@ void check_apart(const Hook& hook, std::string_view argument, const Written& wri
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.
-template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-void check_gradient_shapes(const Hook& hook, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
-                           const K& k, const V& v) {
-  const auto check = [&](std::string_view argument, const auto& grad, const auto& value) {
-    if (!std::ranges::equal(shape_of(grad), shape_of(value)))
-      fail<ShapeError>(hook, ": grad_", argument, " has shape ", shape_of(grad), "; ", argument, " has ",
-                       shape_of(value));
+inline void check_gradient_shapes(const Hook& hook, const StridedShape<3>& grad_q, const StridedShape<3>& grad_k,
+                                  const StridedShape<3>& grad_v, const StridedShape<3>& q, const StridedShape<3>& k,
+                                  const StridedShape<3>& v) {
+  const auto check = [&](std::string_view argument, const StridedShape<3>& grad, const StridedShape<3>& value) {
+    if (grad.leading != value.leading || grad.shape != value.shape)
+      fail<ShapeError>(hook, ": grad_", argument, " has shape ", grad.whole_shape().shape(), "; ", argument, " has ",
+                       value.whole_shape().shape());
   };
   check("q", grad_q, q);
   check("k", grad_k, k);
   check("v", grad_v, v);
+}
+template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+void check_gradient_shapes(const Hook& hook, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
+                           const K& k, const V& v) {
+  check_gradient_shapes(hook, view<3>(grad_q), view<3>(grad_k), view<3>(grad_v), view<3>(q), view<3>(k), view<3>(v));
 }
 
 }  // namespace posbias::detail

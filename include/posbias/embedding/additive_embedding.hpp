@@ -51,50 +51,25 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   /// are. Cost O(L·dim) for the rows, O(B·L·dim) for the sum. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
-    const Tokens<Scalar> tokens("mod_x", "x", detail::view<2>(x), at, derived());
-    const auto find = checked_rows();
-    at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
-      tokens.visit(index, [&](const detail::TokenBlock& block) {
-        detail::TokenRows<Scalar> rows;
-        find(block.positions, rows);
-        const auto add = [&](Index token, Index feature, Index count, const auto& where) {
-          const Scalar* row = rows[token] + feature;
-          std::size_t n = 0;
-          for (; n + 2 <= where.size(); n += 2) add_to_each(row, count, where[n], where[n + 1]);
-          if (n < where.size()) add_to_each(row, count, where[n]);
-        };
-        tokens.for_each(block, 0, derived().dim(), add);
-      });
-    });
+    add_rows(detail::view<2>(x), at);
   }
 
   /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch. Throws ShapeError,
   /// PositionError.
   template <StoredTensorOf<Scalar, 2> G>
   void mod_x_backward(const G& grad_x, const TokenPositions& at, Gradients& grads) const {
-    const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
-    this->check_gradients("mod_x_backward", grads);
-    if (!this->has_parameters()) return;
-    auto add = derived().rows_backward();
-    if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>)
-      backward_apart(tokens, add, at.executor, grads);
-    else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&,
-                                      const Executor&>)
-      backward_together(tokens, add, at.executor, grads);
-    else
-      backward_in_parts(tokens, add, at.executor, grads);
+    add_gradients(detail::view<2>(grad_x), at, grads);
   }
 
   /// Throws what `mod_x` would, and writes nothing.
   template <WritableStoredTensorOf<Scalar, 2> X>
   void check_mod_x(X&& x, const TokenPositions& at = {}) const {
-    (void)Tokens<Scalar>("mod_x", "x", detail::view<2>(x), at, derived());
+    check(detail::view<2>(x), at);
   }
   /// Throws what `mod_x_backward` would, and writes nothing.
   template <StoredTensorOf<Scalar, 2> G>
   void check_mod_x_backward(const G& grad_x, const TokenPositions& at, const Gradients& grads) const {
-    (void)Tokens<const Scalar>("mod_x_backward", "grad_x", detail::view<2>(grad_x), at, derived());
-    this->check_gradients("mod_x_backward", grads);
+    check_backward(detail::view<2>(grad_x), at, grads);
   }
 
   /// Throws PositionError where a module cannot embed the positions; a module that is particular has its own.
@@ -108,6 +83,14 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
  private:
   template <class S>
   struct Tokens;
+  using View = detail::TensorView<Scalar, 2>;
+  using ConstView = detail::TensorView<const Scalar, 2>;
+
+  /// The hooks, past the tensors.
+  void add_rows(const View& x, const TokenPositions& at) const;
+  void add_gradients(const ConstView& grad_x, const TokenPositions& at, Gradients& grads) const;
+  void check(const View& x, const TokenPositions& at) const;
+  void check_backward(const ConstView& grad_x, const TokenPositions& at, const Gradients& grads) const;
 
   /// `rows` of a module that has them; compilers say of another what it needs, and no more.
   [[nodiscard]] auto checked_rows() const {
@@ -269,5 +252,51 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
     }
   };
 };
+
+template <class Derived, class Scalar, class Parameters>
+void AdditiveEmbedding<Derived, Scalar, Parameters>::add_rows(const View& x, const TokenPositions& at) const {
+  const Tokens<Scalar> tokens("mod_x", "x", x, at, derived());
+  const auto find = checked_rows();
+  at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
+    tokens.visit(index, [&](const detail::TokenBlock& block) {
+      detail::TokenRows<Scalar> rows;
+      find(block.positions, rows);
+      const auto add = [&](Index token, Index feature, Index count, const auto& where) {
+        const Scalar* row = rows[token] + feature;
+        std::size_t n = 0;
+        for (; n + 2 <= where.size(); n += 2) add_to_each(row, count, where[n], where[n + 1]);
+        if (n < where.size()) add_to_each(row, count, where[n]);
+      };
+      tokens.for_each(block, 0, derived().dim(), add);
+    });
+  });
+}
+
+template <class Derived, class Scalar, class Parameters>
+void AdditiveEmbedding<Derived, Scalar, Parameters>::add_gradients(const ConstView& grad_x, const TokenPositions& at,
+                                                                   Gradients& grads) const {
+  const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", grad_x, at, derived());
+  this->check_gradients("mod_x_backward", grads);
+  if (!this->has_parameters()) return;
+  auto add = derived().rows_backward();
+  if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>)
+    backward_apart(tokens, add, at.executor, grads);
+  else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&, const Executor&>)
+    backward_together(tokens, add, at.executor, grads);
+  else
+    backward_in_parts(tokens, add, at.executor, grads);
+}
+
+template <class Derived, class Scalar, class Parameters>
+void AdditiveEmbedding<Derived, Scalar, Parameters>::check(const View& x, const TokenPositions& at) const {
+  (void)Tokens<Scalar>("mod_x", "x", x, at, derived());
+}
+
+template <class Derived, class Scalar, class Parameters>
+void AdditiveEmbedding<Derived, Scalar, Parameters>::check_backward(const ConstView& grad_x, const TokenPositions& at,
+                                                                    const Gradients& grads) const {
+  (void)Tokens<const Scalar>("mod_x_backward", "grad_x", grad_x, at, derived());
+  this->check_gradients("mod_x_backward", grads);
+}
 
 }  // namespace posbias

@@ -56,17 +56,7 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
   static constexpr std::string_view name = "LearnedVocab";  ///< in messages
 
   /// Throws OptionError.
-  explicit LearnedVocab(const Options& options, std::uint64_t seed = 0) : options_(options) {
-    const auto require = [](std::string_view option, Index value) {
-      if (value < 1)
-        detail::fail<OptionError>(name, ": ", option, " = ", value, "; it is required, and must be positive");
-    };
-    require("dim", options.dim);
-    require("max_seq_len", options.max_seq_len);
-    this->parameters_.weight.resize(options.max_seq_len, options.dim);
-    detail::Random random(seed);
-    detail::fill_normal(this->parameters_.weight, random);
-  }
+  explicit LearnedVocab(const Options& options, std::uint64_t seed = 0);
 
   [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
   [[nodiscard]] Index dim() const { return options_.dim; }           ///< features of a token, H
@@ -119,5 +109,18 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
 
   Options options_;
 };
+
+template <class Scalar>
+LearnedVocab<Scalar>::LearnedVocab(const Options& options, std::uint64_t seed) : options_(options) {
+  const auto require = [](std::string_view option, Index value) {
+    if (value < 1)
+      detail::fail<OptionError>(name, ": ", option, " = ", value, "; it is required, and must be positive");
+  };
+  require("dim", options.dim);
+  require("max_seq_len", options.max_seq_len);
+  this->parameters_.weight.resize(options.max_seq_len, options.dim);
+  detail::Random random(seed);
+  detail::fill_normal(this->parameters_.weight, random);
+}
 
 }  // namespace posbias

@@ -83,24 +83,20 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   static constexpr QKVChanges changes{.v = false};    ///< q and k
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
-  explicit Rotary(const Options& options, std::uint64_t /*seed*/ = 0)
-      : Base(Divide<Scalar>(name, options.divide, options.learned_div)),
-        options_(checked(options)),
-        sinusoids_(detail::inverse_frequencies(options_.n_dims / 2, width(), options_.base),
-                   this->parameters_.divisor(), SinusoidLayout::half) {}
+  explicit Rotary(const Options& options, std::uint64_t seed = 0);
 
   [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
 
   /// Makes the sines and cosines of positions 0 .. length - 1 ahead: (length, n_dims) scalars, which copies share.
   /// Results stay the same bits. With a learned divisor the table is of use until the divisor changes. Throws
   /// OptionError.
-  void reserve(Index length) { sinusoids_.reserve(name, length, this->parameters_.divisor()); }
+  void reserve(Index length);
 
   /// Rotates q and k in place, once if they are one and the same tensor. Tokens without a position stay as they are.
   /// Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn<+1>("mod_qkv", q, k, v, at);
+    turn(+1, "mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
@@ -109,48 +105,34 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
             StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
-    const detail::TensorView<const Scalar, 3> values[] = {detail::view<3>(q), detail::view<3>(k)};
-    const auto find = sinusoids_.in_call(this->parameters_.divisor());
-    const auto* value = values;
-    for (const Side& side : grad_sides)
-      for (const auto& grad : side.views) backward(grad, side.locations, *value++, find, at.executor, grads);
+    backward(detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v), detail::view<3>(q),
+             detail::view<3>(k), detail::view<3>(v), at, grads);
   }
 
   /// Throws what `mod_qkv` would, and writes nothing.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void check_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    (void)sides("mod_qkv", q, k, v, at);
+    check("mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
   /// Throws what `mod_qkv_backward` would, and writes nothing.
   template <WritableStoredTensorOf<Scalar, 3> GQ, WritableStoredTensorOf<Scalar, 3> GK, HeadsTensor GV,
             StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void check_mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                               const PairPositions& at, const Gradients& grads) const {
-    (void)backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
+    check_backward(detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v), detail::view<3>(q),
+                   detail::view<3>(k), detail::view<3>(v), at, grads);
   }
 
   /// Rotates back.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn<-1>("undo_mod_qkv", q, k, v, at);
+    turn(-1, "undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
  private:
-  /// With n_dims resolved.
-  static Options checked(Options options) {
-    if (options.head_dim < 2 || options.head_dim % 2 != 0)
-      detail::fail<OptionError>(name, ": head_dim = ", options.head_dim,
-                                "; it is required, and must be even and positive");
-    const Index rotated = options.n_dims.of(options.head_dim);
-    if (rotated < 0 || rotated > options.head_dim || rotated % 2 != 0)
-      detail::fail<OptionError>(name, ": n_dims = ", rotated,
-                                "; it must be even, from 0 to head_dim = ", options.head_dim);
-    if (!detail::is_finite(options.base) || options.base <= 0)
-      detail::fail<OptionError>(name, ": base = ", options.base, "; it must be positive and finite");
-    options.n_dims = rotated;
-    return options;
-  }
+  using View = detail::TensorView<Scalar, 3>;
+  using ConstView = detail::TensorView<const Scalar, 3>;
+  using Shape = detail::StridedShape<3>;
 
   /// Where the two features of pair i stand in a head: at i·step and i·step + partner.
   struct PairStrides {
@@ -159,56 +141,12 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// Queries, keys, or both if they have the same positions, checked, with where their tokens are.
   struct Side {
-    std::vector<detail::TensorView<Scalar, 3>> views;
+    std::vector<View> views;
     TokenLocations locations;
   };
 
-  template <int direction, class Q, class K, class V>
-  void turn(std::string_view hook, Q& q, K& k, const V& v, const PairPositions& at) const {
-    const std::vector<Side> both = sides(hook, q, k, v, at);
-    const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
-    for (const Side& side : both) {
-      at.executor.parallel_for(detail::token_blocks(side.locations),
-                               [&](Index index) { turn_block<direction>(side.views, side.locations, index, find); });
-    }
-  }
-
-  /// q and k, checked; only one of them if they are the same tensor.
-  template <class Q, class K, class V>
-  [[nodiscard]] std::vector<Side> sides(std::string_view function, Q& q, K& k, const V& v,
-                                        const PairPositions& at) const {
-    const detail::Hook hook = this->hook_of(function, at);
-    const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
-    PairLocations locations(hook, at, shape.leading, shape.queries, shape.keys);
-    const detail::TensorView<Scalar, 3> query = detail::view<3>(q), key = detail::view<3>(k);
-    if (query.shape[2] != options_.head_dim)
-      detail::fail<ShapeError>(hook, ": q has ", query.shape[2], " features per head; head_dim = ", options_.head_dim);
-    detail::check_apart(hook, "q", query);
-    detail::check_apart(hook, "k", key);
-    const bool same = detail::overlap(q, k);
-    const bool one = detail::same_tensor(query, key);
-    if (same && (!one || at.q.given() || at.k.given()))
-      detail::fail<ShapeError>(hook, ": q and k share memory; they must be one tensor, at the same positions");
-    std::vector<Side> result;
-    result.push_back({{query}, std::move(locations.q)});
-    if (same) return result;
-    const bool same_positions = !at.q.given() && !at.k.given() && shape.queries == shape.keys;
-    if (same_positions)
-      result.front().views.push_back(key);
-    else
-      result.push_back({{key}, std::move(locations.k)});
-    return result;
-  }
-
-  /// The gradients of q and k, checked with all else that the adjoint is given.
-  template <class GQ, class GK, class GV, class Q, class K, class V>
-  [[nodiscard]] std::vector<Side> backward_sides(GQ& grad_q, GK& grad_k, const GV& grad_v, const Q& q, const K& k,
-                                                 const V& v, const PairPositions& at, const Gradients& grads) const {
-    detail::check_gradient_shapes(this->hook_of("mod_qkv_backward", at), grad_q, grad_k, grad_v, q, k, v);
-    std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
-    this->check_gradients("mod_qkv_backward", grads);
-    return result;
-  }
+  /// With n_dims resolved.
+  static Options checked(Options options);
 
   [[nodiscard]] Index width() const {
     return options_.spectrum == RotarySpectrum::head_dim ? options_.head_dim : Index(options_.n_dims);
@@ -219,10 +157,26 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     return {feature_stride, width() / 2 * feature_stride};
   }
 
+  /// q and k, checked; only one of them if they are the same tensor.
+  [[nodiscard]] std::vector<Side> sides(std::string_view function, const View& q, const View& k, const Shape& v,
+                                        const PairPositions& at) const;
+  /// The gradients of q and k, checked with all else that the adjoint is given.
+  [[nodiscard]] std::vector<Side> backward_sides(const View& grad_q, const View& grad_k, const Shape& grad_v,
+                                                 const Shape& q, const Shape& k, const Shape& v,
+                                                 const PairPositions& at, const Gradients& grads) const;
+
+  /// The hooks, past the tensors: rotates forth or back.
+  void turn(int direction, std::string_view hook, const View& q, const View& k, const Shape& v,
+            const PairPositions& at) const;
+  void backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q, const ConstView& k,
+                const Shape& v, const PairPositions& at, Gradients& grads) const;
+  void check(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
+  void check_backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q, const Shape& k,
+                      const Shape& v, const PairPositions& at, const Gradients& grads) const;
+
   /// Turns the heads of a block of tokens of tensors at the same positions.
   template <int direction, class Find>
-  void turn_block(std::span<const detail::TensorView<Scalar, 3>> views, const TokenLocations& locations, Index index,
-                  const Find& find) const {
+  void turn_block(std::span<const View> views, const TokenLocations& locations, Index index, const Find& find) const {
     detail::visit_token_block(locations, views.front().batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
@@ -234,7 +188,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// In the order of memory.
   template <int direction, class S>
-  void turn_block(S* first, const detail::TensorView<Scalar, 3>& view, const detail::TokenBlock& block,
+  void turn_block(S* first, const View& view, const detail::TokenBlock& block,
                   const detail::TokenRows<Scalar>& rows) const {
     const Index token_stride = view.strides[0], head_stride = view.strides[1];
     const Index heads = view.shape[1], pairs = options_.n_dims / 2, tokens = std::ssize(block.positions);
@@ -277,9 +231,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     }
   }
 
-  void backward(const detail::TensorView<Scalar, 3>& grad, const TokenLocations& locations,
-                const detail::TensorView<const Scalar, 3>& value, const auto& find, const Executor& executor,
-                Gradients& grads) const {
+  void backward_side(const View& grad, const TokenLocations& locations, const ConstView& value, const auto& find,
+                     const Executor& executor, Gradients& grads) const {
     // One partial sum per block, added up in order: the same result for any number of threads.
     const bool learned = this->parameters_.learned();
     const Index blocks = detail::token_blocks(locations);
@@ -294,8 +247,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// Sum of gradient times angle over the pairs of a block.
-  [[nodiscard]] double angle_gradient(const detail::TensorView<Scalar, 3>& grad, const TokenLocations& locations,
-                                      const detail::TensorView<const Scalar, 3>& value, Index index) const {
+  [[nodiscard]] double angle_gradient(const View& grad, const TokenLocations& locations, const ConstView& value,
+                                      Index index) const {
     const std::span<const double> frequencies = sinusoids_.frequencies();
     std::vector<double> sums(frequencies.size());  // one for each frequency
     std::vector<Scalar> widened(static_cast<std::size_t>(2 * options_.head_dim));
@@ -353,5 +306,105 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   Options options_;
   detail::SinusoidRows<Scalar> sinusoids_;
 };
+
+template <class Scalar>
+Rotary<Scalar>::Rotary(const Options& options, std::uint64_t /*seed*/)
+    : Base(Divide<Scalar>(name, options.divide, options.learned_div)),
+      options_(checked(options)),
+      sinusoids_(detail::inverse_frequencies(options_.n_dims / 2, width(), options_.base), this->parameters_.divisor(),
+                 SinusoidLayout::half) {}
+
+template <class Scalar>
+RotaryOptions Rotary<Scalar>::checked(Options options) {
+  if (options.head_dim < 2 || options.head_dim % 2 != 0)
+    detail::fail<OptionError>(name, ": head_dim = ", options.head_dim,
+                              "; it is required, and must be even and positive");
+  const Index rotated = options.n_dims.of(options.head_dim);
+  if (rotated < 0 || rotated > options.head_dim || rotated % 2 != 0)
+    detail::fail<OptionError>(name, ": n_dims = ", rotated,
+                              "; it must be even, from 0 to head_dim = ", options.head_dim);
+  if (!detail::is_finite(options.base) || options.base <= 0)
+    detail::fail<OptionError>(name, ": base = ", options.base, "; it must be positive and finite");
+  options.n_dims = rotated;
+  return options;
+}
+
+template <class Scalar>
+void Rotary<Scalar>::reserve(Index length) {
+  sinusoids_.reserve(name, length, this->parameters_.divisor());
+}
+
+template <class Scalar>
+auto Rotary<Scalar>::sides(std::string_view function, const View& q, const View& k, const Shape& v,
+                           const PairPositions& at) const -> std::vector<Side> {
+  const detail::Hook hook = this->hook_of(function, at);
+  const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
+  PairLocations locations(hook, at, shape.leading, shape.queries, shape.keys);
+  if (q.shape[2] != options_.head_dim)
+    detail::fail<ShapeError>(hook, ": q has ", q.shape[2], " features per head; head_dim = ", options_.head_dim);
+  detail::check_apart(hook, "q", q);
+  detail::check_apart(hook, "k", k);
+  const bool same = detail::overlap(q, k);
+  if (same && (!detail::same_tensor(q, k) || at.q.given() || at.k.given()))
+    detail::fail<ShapeError>(hook, ": q and k share memory; they must be one tensor, at the same positions");
+  std::vector<Side> result;
+  result.push_back({{q}, std::move(locations.q)});
+  if (same) return result;
+  const bool same_positions = !at.q.given() && !at.k.given() && shape.queries == shape.keys;
+  if (same_positions)
+    result.front().views.push_back(k);
+  else
+    result.push_back({{k}, std::move(locations.k)});
+  return result;
+}
+
+template <class Scalar>
+auto Rotary<Scalar>::backward_sides(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q,
+                                    const Shape& k, const Shape& v, const PairPositions& at,
+                                    const Gradients& grads) const -> std::vector<Side> {
+  detail::check_gradient_shapes(this->hook_of("mod_qkv_backward", at), grad_q, grad_k, grad_v, q, k, v);
+  std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
+  this->check_gradients("mod_qkv_backward", grads);
+  return result;
+}
+
+template <class Scalar>
+void Rotary<Scalar>::check(std::string_view hook, const View& q, const View& k, const Shape& v,
+                           const PairPositions& at) const {
+  (void)sides(hook, q, k, v, at);
+}
+
+template <class Scalar>
+void Rotary<Scalar>::check_backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q,
+                                    const Shape& k, const Shape& v, const PairPositions& at,
+                                    const Gradients& grads) const {
+  (void)backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
+}
+
+template <class Scalar>
+void Rotary<Scalar>::turn(int direction, std::string_view hook, const View& q, const View& k, const Shape& v,
+                          const PairPositions& at) const {
+  const std::vector<Side> both = sides(hook, q, k, v, at);
+  const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
+  for (const Side& side : both) {
+    at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
+      if (direction > 0)
+        turn_block<+1>(side.views, side.locations, index, find);
+      else
+        turn_block<-1>(side.views, side.locations, index, find);
+    });
+  }
+}
+
+template <class Scalar>
+void Rotary<Scalar>::backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q,
+                              const ConstView& k, const Shape& v, const PairPositions& at, Gradients& grads) const {
+  const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
+  const auto find = sinusoids_.in_call(this->parameters_.divisor());
+  const ConstView values[] = {q, k};
+  const ConstView* value = values;
+  for (const Side& side : grad_sides)
+    for (const View& grad : side.views) backward_side(grad, side.locations, *value++, find, at.executor, grads);
+}
 
 }  // namespace posbias
