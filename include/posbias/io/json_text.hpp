@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// JSON that comes from a file and may hold anything: parsed as events, and shown in messages.
+/// JSON that comes from a file and may hold anything: how it is shown in messages, and how long it may be.
 ///
 /// Part of posbias/io/safetensors.hpp, which is what to include.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 
@@ -47,21 +44,6 @@ inline std::string shown(std::string_view name) {
 inline void check_json_size(std::string_view part, std::uint64_t size) {
   if (size > max_json_size)
     fail<FormatError>("SafeTensors: the ", part, " has ", size, " bytes; allowed are ", max_json_size);
-}
-
-/// For a reader's parse_error.
-[[noreturn]] inline void fail_json(std::string_view part, std::size_t byte, const std::exception& error) {
-  std::string_view reason = error.what();  // ends in the offending text, which may be long and not UTF-8
-  reason = reason.substr(0, (std::min)(reason.find("; last read"), std::size_t{200}));
-  fail<FormatError>("SafeTensors: the ", part, " is not JSON in UTF-8, byte ", byte, ": ", reason);
-}
-
-/// Gives a text to a reader of SAX events.
-template <class Reader>
-void parse_json(std::string_view part, std::string_view text, Reader& reader) {
-  if (text.find('\0') != text.npos)  // nlohmann-json would take it for the end of the input
-    fail<FormatError>("SafeTensors: the ", part, " is not JSON, byte ", text.find('\0') + 1, " is NUL");
-  nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &reader);
 }
 
 }  // namespace posbias::io::detail

@@ -24,6 +24,7 @@
 
 #include "posbias/core/parameters.hpp"
 #include "posbias/io/safetensors_file.hpp"
+#include "posbias/io/safetensors_json.hpp"
 #include "posbias/io/safetensors_writer.hpp"
 
 namespace posbias::io {

@@ -40,11 +40,7 @@ class SafeTensors {
   static SafeTensors parse(std::vector<std::byte> file) { return SafeTensors(detail::FileBytes(std::move(file))); }
 
   /// Reads a whole file into memory; then the file may change.
-  static SafeTensors read(const std::filesystem::path& path) {
-    SafeTensors result;
-    result.add_file(path, detail::FileBytes::read(path));
-    return result;
-  }
+  static SafeTensors read(const std::filesystem::path& path) { return opened(path, true); }
 
   /// Reads no more than a file's header. Values are mapped into memory; where that cannot be (Windows, say) they are
   /// read from disk as they are asked for. While it is open a file may be replaced or removed, but must not be cut
@@ -52,14 +48,7 @@ class SafeTensors {
   ///
   /// A path that ends in .json is the index of a sharded checkpoint ("model.safetensors.index.json"). It names the
   /// shard of every tensor, a file beside the index; all shards are opened. Tensors that it does not name are left out.
-  static SafeTensors open(const std::filesystem::path& path) {
-    SafeTensors result;
-    if (path.extension() == ".json")
-      result.add_shards(path);
-    else
-      result.add_file(path, detail::FileBytes::open(path));
-    return result;
-  }
+  static SafeTensors open(const std::filesystem::path& path) { return opened(path, false); }
 
   /// All tensors, in order of offset; shard by shard, in order of the shards' names.
   [[nodiscard]] const std::vector<SafeTensorsEntry>& entries() const { return entries_; }
@@ -114,21 +103,14 @@ class SafeTensors {
   /// Throws unless `copy_to` would succeed: the shape is the same and every value converts.
   template <detail::StorableTensor Tensor>
   void check_fits(std::string_view name, const Tensor& tensor) const {
-    const std::vector<Index> wanted = detail::shape_of(tensor);
-    if (shape(name) != wanted)
-      detail::fail<FormatError>("SafeTensors: ", detail::shown(name), " has shape ", std::span(shape(name)),
-                                "; expected ", std::span(wanted));
-    check_values<typename Tensor::Scalar>(place(name));
+    check_fits<typename Tensor::Scalar>(name, detail::shape_of(tensor));
   }
 
   /// Overwrites a tensor of exactly the stored shape; on failure it is as it was, unless the disk fails.
   template <detail::StorableTensor Tensor>
   void copy_to(std::string_view name, Tensor& tensor) const {
     check_fits(name, tensor);
-    const std::vector<Index>& sizes = shape(name);
-    visit_values<typename Tensor::Scalar>(place(name), [&](Index n, auto value) {
-      tensor.data()[detail::memory_index<Tensor::Layout>(n, sizes)] = value;
-    });
+    copy_values<Tensor::Layout>(name, tensor.data());
   }
 
  private:
@@ -139,71 +121,31 @@ class SafeTensors {
   struct Place {
     std::size_t entry, part;
   };
+  struct Shard {
+    const detail::WeightMap* index;
+    const std::string* name;
+    std::map<std::string, std::string>* elsewhere;  // tensors that were not taken, and the last shard of each
+  };
 
   SafeTensors() = default;
 
-  /// Adds the tensors of a file that take(name) wants.
-  template <class Take>
-  void add(detail::FileBytes file, Take take) {
-    using detail::fail;
-    constexpr std::uint64_t prefix = sizeof(std::uint64_t);
-    if (file.size() < prefix)
-      fail<FormatError>("SafeTensors: expected 8 bytes for the header's length; the file has ", file.size());
-    const std::string first = file.text(0, prefix);
-    const auto length = detail::load<std::uint64_t>(std::as_bytes(std::span(first)).data());
-    if (const std::string_view format = detail::other_format(first); length > detail::max_json_size && !format.empty())
-      fail<FormatError>("SafeTensors: expected a safetensors file; this is ", format);
-    if (length > file.size() - prefix)
-      fail<FormatError>("SafeTensors: the header has ", length, " bytes; the file has ", file.size() - prefix,
-                        " after its length");
-    detail::check_json_size("header", length);
-    const std::uint64_t values = prefix + length;
-    auto header = detail::parse_header(file.text(prefix, length), file.size() - values);
-    for (SafeTensorsEntry& entry : header.entries) {
-      if (!take(entry.name)) continue;
-      places_[entry.name] = {entries_.size(), parts_.size()};
-      entries_.push_back(std::move(entry));
-    }
-    metadata_.merge(std::move(header.metadata));
-    parts_.push_back({std::move(file), values});
-  }
-  void add(detail::FileBytes file) {
-    add(std::move(file), [](const std::string&) { return true; });
-  }
-
+  template <class = void>
+  static SafeTensors opened(const std::filesystem::path& path, bool whole);
+  /// Adds the tensors of a file, or those that an index says are in this shard; others' names go to `elsewhere`. These
+  /// members are templates so that posbias::compiled may hold them.
+  template <class = void>
+  void add(detail::FileBytes file, const Shard* shard = nullptr);
   /// The same for a file that messages name.
-  template <class... Take>
-  void add_file(const std::filesystem::path& path, detail::FileBytes file, Take... take) {
-    naming(path, [&] { add(std::move(file), take...); });
-  }
-
+  template <class = void>
+  void add_file(const std::filesystem::path& path, detail::FileBytes file, const Shard* shard = nullptr);
   /// Adds each tensor of an index from its shard.
-  void add_shards(const std::filesystem::path& path) {
-    const auto index_file = detail::FileBytes::open(path);
-    naming(path, [&] {
-      detail::check_json_size("index", index_file.size());
-      const detail::WeightMap index = detail::parse_index(index_file.text(0, index_file.size()));
-      std::set<std::string> shards;
-      for (const auto& [name, shard] : index) shards.insert(shard);
-      std::map<std::string, std::string> elsewhere;  // tensors that were not taken, and the last shard of each
-      for (const std::string& shard : shards) {
-        const std::filesystem::path beside = path.parent_path() / std::u8string(shard.begin(), shard.end());
-        add_file(beside, detail::FileBytes::open(beside), [&](const std::string& name) {
-          const auto found = index.find(name);
-          const bool here = found != index.end() && found->second == shard;
-          if (!here) elsewhere[name] = shard;
-          return here;
-        });
-      }
-      for (const auto& [name, shard] : index) {
-        if (contains(name)) continue;
-        const auto other = elsewhere.find(name);
-        detail::fail<FormatError>("SafeTensors: the index: tensor ", detail::shown(name), " is not in the shard ",
-                                  detail::shown(shard), other == elsewhere.end() ? "" : " but in ",
-                                  other == elsewhere.end() ? "" : detail::shown(other->second));
-      }
-    });
-  }
+  template <class = void>
+  void add_shards(const std::filesystem::path& path);
+
+  template <class Scalar>
+  void check_fits(std::string_view name, const std::vector<Index>& wanted) const;
+  template <int Layout, class Scalar>
+  void copy_values(std::string_view name, Scalar* to) const;
 
   /// Does what throws no FormatError that leaves out the path.
   template <class Act>
@@ -268,5 +210,91 @@ class SafeTensors {
   std::map<std::string, Place, std::less<>> places_;
   std::map<std::string, std::string> metadata_;
 };
+
+template <class>
+SafeTensors SafeTensors::opened(const std::filesystem::path& path, bool whole) {
+  SafeTensors result;
+  if (whole)
+    result.add_file(path, detail::FileBytes::read(path));
+  else if (path.extension() == ".json")
+    result.add_shards(path);
+  else
+    result.add_file(path, detail::FileBytes::open(path));
+  return result;
+}
+
+template <class>
+void SafeTensors::add(detail::FileBytes file, const Shard* shard) {
+  using detail::fail;
+  constexpr std::uint64_t prefix = sizeof(std::uint64_t);
+  if (file.size() < prefix)
+    fail<FormatError>("SafeTensors: expected 8 bytes for the header's length; the file has ", file.size());
+  const std::string first = file.text(0, prefix);
+  const auto length = detail::load<std::uint64_t>(std::as_bytes(std::span(first)).data());
+  if (const std::string_view format = detail::other_format(first); length > detail::max_json_size && !format.empty())
+    fail<FormatError>("SafeTensors: expected a safetensors file; this is ", format);
+  if (length > file.size() - prefix)
+    fail<FormatError>("SafeTensors: the header has ", length, " bytes; the file has ", file.size() - prefix,
+                      " after its length");
+  detail::check_json_size("header", length);
+  const std::uint64_t values = prefix + length;
+  detail::Header header = detail::parse_header(file.text(prefix, length), file.size() - values);
+  for (SafeTensorsEntry& entry : header.entries) {
+    if (shard != nullptr) {
+      const auto found = shard->index->find(entry.name);
+      if (found == shard->index->end() || found->second != *shard->name) {
+        (*shard->elsewhere)[entry.name] = *shard->name;
+        continue;
+      }
+    }
+    places_[entry.name] = {entries_.size(), parts_.size()};
+    entries_.push_back(std::move(entry));
+  }
+  metadata_.merge(std::move(header.metadata));
+  parts_.push_back({std::move(file), values});
+}
+
+template <class>
+void SafeTensors::add_file(const std::filesystem::path& path, detail::FileBytes file, const Shard* shard) {
+  naming(path, [&] { add(std::move(file), shard); });
+}
+
+template <class>
+void SafeTensors::add_shards(const std::filesystem::path& path) {
+  const auto index_file = detail::FileBytes::open(path);
+  naming(path, [&] {
+    detail::check_json_size("index", index_file.size());
+    const detail::WeightMap index = detail::parse_index(index_file.text(0, index_file.size()));
+    std::set<std::string> shards;
+    for (const auto& [name, shard] : index) shards.insert(shard);
+    std::map<std::string, std::string> elsewhere;
+    for (const std::string& shard : shards) {
+      const std::filesystem::path beside = path.parent_path() / std::u8string(shard.begin(), shard.end());
+      const Shard wanted{&index, &shard, &elsewhere};
+      add_file(beside, detail::FileBytes::open(beside), &wanted);
+    }
+    for (const auto& [name, shard] : index) {
+      if (contains(name)) continue;
+      const auto other = elsewhere.find(name);
+      detail::fail<FormatError>("SafeTensors: the index: tensor ", detail::shown(name), " is not in the shard ",
+                                detail::shown(shard), other == elsewhere.end() ? "" : " but in ",
+                                other == elsewhere.end() ? "" : detail::shown(other->second));
+    }
+  });
+}
+
+template <class Scalar>
+void SafeTensors::check_fits(std::string_view name, const std::vector<Index>& wanted) const {
+  if (shape(name) != wanted)
+    detail::fail<FormatError>("SafeTensors: ", detail::shown(name), " has shape ", std::span(shape(name)),
+                              "; expected ", std::span(wanted));
+  check_values<Scalar>(place(name));
+}
+
+template <int Layout, class Scalar>
+void SafeTensors::copy_values(std::string_view name, Scalar* to) const {
+  const std::vector<Index>& sizes = shape(name);
+  visit_values<Scalar>(place(name), [&](Index n, auto value) { to[detail::memory_index<Layout>(n, sizes)] = value; });
+}
 
 }  // namespace posbias::io

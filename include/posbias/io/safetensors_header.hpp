@@ -14,17 +14,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <functional>
 #include <iterator>
 #include <limits>
 #include <map>
-#include <nlohmann/json.hpp>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <type_traits>
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <utility>
@@ -116,123 +112,6 @@ Index memory_index(Index n, const std::vector<Index>& shape) {
   return reversed;
 }
 
-/// Takes the header from nlohmann-json as SAX events: no document is built, duplicate keys are seen, and nesting
-/// deeper than the format's ends the parse at once.
-class HeaderReader {
- public:
-  std::vector<SafeTensorsEntry> entries;
-  std::map<std::string, std::string> metadata;
-
-  bool null() {
-    if (in_ != In::top || key_ != metadata_key) wrong("null");
-    return true;
-  }
-  bool boolean(bool) { wrong("a boolean"); }
-  bool number_integer(std::int64_t) { wrong("a negative integer"); }
-  bool number_float(double, const std::string& digits) { wrong("the number " + digits.substr(0, 40)); }
-  bool binary(nlohmann::json::binary_t&) { wrong("binary"); }
-
-  bool number_unsigned(std::uint64_t value) {
-    if (in_ != In::shape && in_ != In::offsets) wrong("a number");
-    numbers_.push_back(value);
-    return true;
-  }
-
-  bool string(std::string& value) {
-    if (in_ == In::metadata) {
-      metadata[key_] = std::move(value);
-    } else if (in_ == In::tensor && key_ == "dtype") {
-      const StoredType* type = find_stored_type(value);
-      if (type == nullptr) fail<FormatError>(place(), "unknown dtype ", shown(value));
-      entries.back().dtype = type->name;
-    } else {
-      wrong("a string");
-    }
-    return true;
-  }
-
-  bool key(std::string& name) {
-    if (!keys_[in_ == In::top ? 0 : 1].insert(name).second)
-      fail<FormatError>(place(), "the key ", shown(name), " occurs twice");
-    if (in_ == In::tensor && std::ranges::find(tensor_keys, name) == tensor_keys.end())
-      fail<FormatError>(place(), "expected the keys dtype, shape and data_offsets; got ", shown(name));
-    key_ = std::move(name);
-    return true;
-  }
-
-  bool start_object(std::size_t) {
-    if (in_ == In::file) {
-      in_ = In::top;
-    } else if (in_ == In::top) {
-      keys_[1].clear();
-      in_ = key_ == metadata_key ? In::metadata : In::tensor;
-      if (in_ == In::tensor) entries.emplace_back().name = key_;
-    } else {
-      wrong("an object");
-    }
-    return true;
-  }
-
-  bool end_object() {
-    if (in_ == In::tensor)
-      for (const std::string_view needed : tensor_keys)
-        if (!keys_[1].contains(needed)) fail<FormatError>(place(), "has no ", needed);
-    in_ = In::top;
-    return true;
-  }
-
-  bool start_array(std::size_t) {
-    if (in_ != In::tensor || key_ == "dtype") wrong("an array");
-    in_ = key_ == "shape" ? In::shape : In::offsets;
-    numbers_.clear();
-    return true;
-  }
-
-  bool end_array() {
-    SafeTensorsEntry& entry = entries.back();
-    if (in_ == In::shape) {
-      for (const std::uint64_t size : numbers_) {
-        if (!std::in_range<Index>(size)) wrong(std::to_string(size));
-        entry.shape.push_back(static_cast<Index>(size));
-      }
-    } else {
-      if (numbers_.size() != 2) wrong(std::to_string(numbers_.size()) + " of them");
-      std::tie(entry.begin, entry.end) = std::tie(numbers_[0], numbers_[1]);
-    }
-    in_ = In::tensor;
-    return true;
-  }
-
-  bool parse_error(std::size_t byte, const std::string&, const std::exception& error) {
-    fail_json("header", byte, error);
-  }
-
- private:
-  enum class In { file, top, metadata, tensor, shape, offsets };
-  static constexpr std::array<std::string_view, 3> tensor_keys{"dtype", "shape", "data_offsets"};
-
-  [[nodiscard]] std::string place() const {
-    if (in_ == In::file || in_ == In::top) return "SafeTensors: the header: ";
-    if (in_ == In::metadata) return "SafeTensors: __metadata__: ";
-    return "SafeTensors: tensor " + shown(entries.back().name) + ": ";
-  }
-
-  [[noreturn]] void wrong(const std::string& came) const {
-    const std::string_view expected = in_ == In::top        ? "an object"
-                                      : in_ == In::metadata ? "a string"
-                                      : in_ == In::shape    ? "an array of integers from 0 to the largest Index"
-                                      : in_ == In::offsets  ? "an array of two 64-bit unsigned integers"
-                                      : key_ == "dtype"     ? "a string"
-                                                            : "an array";
-    fail<FormatError>(place(), shown(key_), " must be ", expected, "; got ", came);
-  }
-
-  In in_ = In::file;
-  std::string key_;
-  std::vector<std::uint64_t> numbers_;                      // of the array that is open
-  std::array<std::set<std::string, std::less<>>, 2> keys_;  // of the header; of the object that is open in it
-};
-
 /// Bytes that a tensor takes. Zeros are left out of the product until its end, so that no order of the sizes,
 /// and no stride computed from them later, can overflow.
 inline std::uint64_t stored_size(const SafeTensorsEntry& entry) {
@@ -252,36 +131,16 @@ inline std::uint64_t stored_size(const SafeTensorsEntry& entry) {
   return empty ? 0 : bits / 8;
 }
 
-/// Checks a whole header against the number of bytes that follow it; its entries come out in order of offset.
-inline HeaderReader parse_header(std::string_view text, std::uint64_t data_size) {
-  check_json_size("header", text.size());
-  if (!text.starts_with('{')) fail<FormatError>("SafeTensors: the header must start with '{'");
-  text = text.substr(0, text.find_last_not_of(' ') + 1);
-  if (!text.ends_with('}'))
-    fail<FormatError>("SafeTensors: the header must be one JSON object, followed by nothing but spaces");
+/// A header's content.
+struct Header {
+  std::vector<SafeTensorsEntry> entries;
+  std::map<std::string, std::string> metadata;
+};
 
-  HeaderReader header;
-  parse_json("header", text, header);
-  std::ranges::sort(header.entries, {}, [](const SafeTensorsEntry& e) { return std::tie(e.begin, e.end, e.name); });
-  std::uint64_t next = 0;
-  for (const SafeTensorsEntry& entry : header.entries) {
-    const auto check = [&](bool right, const auto&... message) {
-      if (!right)
-        fail<FormatError>("SafeTensors: tensor ", shown(entry.name), ": data_offsets [", entry.begin, ", ", entry.end,
-                          ") ", message...);
-    };
-    check(entry.begin <= entry.end, "end before they begin");
-    check(entry.begin == next, entry.begin < next ? "overlap" : "leave a hole after", " the values before; ",
-          "expected them to begin at ", next);
-    const std::uint64_t needed = stored_size(entry);
-    check(entry.end - entry.begin == needed, "are ", entry.end - entry.begin, " bytes; shape ", std::span(entry.shape),
-          " of ", entry.dtype, " takes ", needed);
-    next = entry.end;
-  }
-  if (next != data_size)
-    fail<FormatError>("SafeTensors: the header describes ", next, " bytes of values; the file has ", data_size);
-  return header;
-}
+/// Checks a whole header against the number of bytes that follow it; its entries come out in order of offset. Throws
+/// FormatError. A template, so that posbias::compiled may hold it.
+template <class = void>
+Header parse_header(std::string_view text, std::uint64_t data_size);
 
 }  // namespace detail
 }  // namespace posbias::io
