@@ -58,7 +58,7 @@ double median(std::vector<double> values);
 /// The time of a benchmark, for one call.
 double median_of(const Rounds& rounds, std::size_t piece);
 
-/// Shows `figure` ("ratio", "speedup" or "seconds_more"), which each round gives by itself, beside its target.
+/// Shows `figure` ("ratio", "speedup", "seconds" or "seconds_more"), which each round gives by itself, beside its target.
 void show(State& state, const std::string& figure, const Rounds& rounds, std::size_t work,
           const std::function<double(const std::vector<double>&)>& of_round, const Target& target);
 

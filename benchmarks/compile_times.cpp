@@ -27,9 +27,10 @@ void call(const std::string& command) {
   if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
 }
 
-Run compile(const std::string& compiler, const Path& source, const Path& object = "/dev/null") {
+Run compile(const std::string& compiler, const Path& source, const Path& object = "/dev/null",
+            const std::string& options = "") {
   return [command = compiler + " -std=c++20 -O2 " POSBIAS_BENCHMARKS_INCLUDES " -c -o " + object.string() + ' ' +
-                    source.string()] { call(command); };
+                    options + ' ' + source.string()] { call(command); };
 }
 
 /// A file that only includes `header`.
@@ -82,6 +83,22 @@ void add_program(const std::string& compiler, const std::string& name, const std
       });
 }
 
+/// The seconds that it takes against posbias::compiled, which is not linked: here it would be built for this machine's
+/// processor.
+void add_compiled_program(const std::string& compiler, const std::string& name) {
+  add({"compile time with posbias::compiled", name, compiler + ' ' + version(compiler), "Eigen's tensors alone",
+       at_most(7)},
+      [=](State& state, const Row& row) {
+        const Path source = Path(POSBIAS_BENCHMARKS_PROGRAMS) / (name + ".cpp");
+        const Rounds rounds =
+            in_turn({compile(compiler, include_only(eigen)),
+                     compile(compiler, source, "/dev/null", "-DPOSBIAS_COMPILED -DPOSBIAS_COMPILED_IO")},
+                    compilers_time, 2);
+        show(
+            state, "seconds", rounds, 1, [](const auto& t) { return t[1]; }, row.target);
+      });
+}
+
 }  // namespace
 
 void add_compile_times() {
@@ -113,6 +130,8 @@ void add_compile_times() {
     add_program(compiler, "t5");
     add_program(compiler, "training_step");
     add_program(compiler, "safetensors_loader", POSBIAS_BENCHMARKS_GOLDEN);
+    for (const std::string name : {"decoder_block", "t5", "training_step", "safetensors_loader"})
+      add_compiled_program(compiler, name);
   }
 }
 

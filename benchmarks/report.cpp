@@ -72,6 +72,7 @@ std::string target(const Run& run) {
 std::string figure(const Run& run) {
   for (const char* name : {"ratio", "speedup"})
     if (has(run, name)) return digits(counter(run, name));
+  if (has(run, "seconds")) return digits(counter(run, "seconds"), " s");
   const double more = counter(run, "seconds_more");
   return (more < 0 ? "" : "+") + digits(more, " s");
 }

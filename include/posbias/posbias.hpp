@@ -18,3 +18,23 @@
 #include "posbias/embedding/sinusoidal.hpp"
 #include "posbias/rotation/rotary.hpp"
 #include "posbias/version.hpp"
+
+#ifdef POSBIAS_COMPILED
+namespace posbias::detail {
+/// Defined for the alignment that posbias::compiled was built with: code for processors whose vectors are of another length
+/// does not link.
+template <int alignment>
+void compiled_for_alignment();
+extern template void compiled_for_alignment<EIGEN_MAX_ALIGN_BYTES>();
+[[gnu::used]] inline void (*const alignment_of_the_library)() = compiled_for_alignment<EIGEN_MAX_ALIGN_BYTES>;
+}  // namespace posbias::detail
+
+#define POSBIAS_TEMPLATE extern template
+#define POSBIAS_SCALAR float
+#include "posbias/instances.hpp"
+#undef POSBIAS_SCALAR
+#define POSBIAS_SCALAR double
+#include "posbias/instances.hpp"
+#undef POSBIAS_SCALAR
+#undef POSBIAS_TEMPLATE
+#endif

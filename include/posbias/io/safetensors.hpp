@@ -14,7 +14,8 @@
 ///     io::load_parameters(module, "checkpoint.safetensors", "encoder.layers.0.bias.");
 ///     io::load_parameters(module, "model.safetensors.index.json", "encoder.layers.0.bias.");
 ///
-/// Opt-in: needs nlohmann-json (3.11 or later), which no other header of the library includes.
+/// Opt-in: needs nlohmann-json (3.11 or later), which no other header of the library includes; where posbias::compiled is
+/// linked, only the library needs it.
 #pragma once
 
 #include <concepts>
@@ -24,7 +25,6 @@
 
 #include "posbias/core/parameters.hpp"
 #include "posbias/io/safetensors_file.hpp"
-#include "posbias/io/safetensors_json.hpp"
 #include "posbias/io/safetensors_writer.hpp"
 
 namespace posbias::io {
@@ -74,3 +74,11 @@ void save_parameters(const std::filesystem::path& path, const Module& module, st
 }
 
 }  // namespace posbias::io
+
+#ifdef POSBIAS_COMPILED_IO
+#define POSBIAS_TEMPLATE extern template
+#include "posbias/io/instances.hpp"
+#undef POSBIAS_TEMPLATE
+#else
+#include "posbias/io/safetensors_json.hpp"
+#endif
