@@ -59,21 +59,21 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
-    modify(Onto::logits, hook_of("mod_mask", at), detail::view<3>(mask), at);
+    modify<Onto::logits>(hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    modify(Onto::logits, hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
+    modify<Onto::logits>(hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
   }
 
   /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    modify(Onto::zeros, hook_of("set_mask", at), detail::view<3>(mask), at, shapes);
+    modify<Onto::zeros>(hook_of("set_mask", at), detail::view<3>(mask), at, shapes);
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
@@ -97,7 +97,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   [[nodiscard]] Eigen::Tensor<Scalar, 3, Layout> bias(Index queries, Index keys, const PairPositions& at = {}) const {
     check_lengths(hook_of("bias", at), queries, keys);
     Eigen::Tensor<Scalar, 3, Layout> result(derived().n_heads(), queries, keys);
-    modify(Onto::zeros, hook_of("bias", at), detail::view<3>(result), at);
+    modify<Onto::zeros>(hook_of("bias", at), detail::view<3>(result), at);
     return result;
   }
 
@@ -205,21 +205,13 @@ class RelativeBias : public Module<Derived, Parameters> {
   }
 
   /// The hooks, past the tensors.
-  void modify(Onto onto, const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv = {}) const;
+  template <Onto onto>
+  void modify(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv = {}) const;
   void backward(const ConstView& grad_mask, const PairPositions& at, Gradients& grads, Shapes qkv = {}) const;
   void check(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv) const;
   void check_backward(const ConstView& grad_mask, const PairPositions& at, const Gradients& grads, Shapes qkv) const;
   [[nodiscard]] Prepared prepared(const detail::StridedShape<3>& q, const detail::StridedShape<3>& k,
                                   const PairPositions& at) const;
-
-  template <Onto onto>
-  void modify(const View& mask, PairLocations where, const Executor& executor) const {
-    if (detail::is_whole_column_major(mask)) {
-      const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), executor);
-      if (prepared.tabulated()) return write<onto>(mask, prepared, executor);
-    }
-    write<onto>(mask, Prepared(derived(), std::move(where), executor), executor);
-  }
 
   /// Zeros come first where the bias does not write all.
   template <Onto onto>
@@ -235,13 +227,15 @@ class RelativeBias : public Module<Derived, Parameters> {
 };
 
 template <class Derived, class Scalar, class Parameters>
-void RelativeBias<Derived, Scalar, Parameters>::modify(Onto onto, const detail::Hook& hook, const View& mask,
+template <Onto onto>
+void RelativeBias<Derived, Scalar, Parameters>::modify(const detail::Hook& hook, const View& mask,
                                                        const PairPositions& at, Shapes qkv) const {
   PairLocations where = checked(hook, "mask", mask, at, qkv);
-  if (onto == Onto::zeros)
-    modify<Onto::zeros>(mask, std::move(where), at.executor);
-  else
-    modify<Onto::logits>(mask, std::move(where), at.executor);
+  if (detail::is_whole_column_major(mask)) {
+    const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
+    if (prepared.tabulated()) return write<onto>(mask, prepared, at.executor);
+  }
+  write<onto>(mask, Prepared(derived(), std::move(where), at.executor), at.executor);
 }
 
 template <class Derived, class Scalar, class Parameters>

@@ -96,7 +96,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn(+1, "mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    turn<+1>("mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
@@ -126,7 +126,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Rotates back.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn(-1, "undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    turn<-1>("undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
  private:
@@ -166,8 +166,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
                                                  const PairPositions& at, const Gradients& grads) const;
 
   /// The hooks, past the tensors: rotates forth or back.
-  void turn(int direction, std::string_view hook, const View& q, const View& k, const Shape& v,
-            const PairPositions& at) const;
+  template <int direction>
+  void turn(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
   void backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q, const ConstView& k,
                 const Shape& v, const PairPositions& at, Gradients& grads) const;
   void check(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
@@ -382,17 +382,14 @@ void Rotary<Scalar>::check_backward(const View& grad_q, const View& grad_k, cons
 }
 
 template <class Scalar>
-void Rotary<Scalar>::turn(int direction, std::string_view hook, const View& q, const View& k, const Shape& v,
+template <int direction>
+void Rotary<Scalar>::turn(std::string_view hook, const View& q, const View& k, const Shape& v,
                           const PairPositions& at) const {
   const std::vector<Side> both = sides(hook, q, k, v, at);
   const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
   for (const Side& side : both) {
-    at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
-      if (direction > 0)
-        turn_block<+1>(side.views, side.locations, index, find);
-      else
-        turn_block<-1>(side.views, side.locations, index, find);
-    });
+    at.executor.parallel_for(detail::token_blocks(side.locations),
+                             [&](Index index) { turn_block<direction>(side.views, side.locations, index, find); });
   }
 }
 
