@@ -1,38 +1,48 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// All that `posbias::compiled` holds, for one scalar: a line for each module, and for what it is made of.
+/// All that `posbias::compiled` holds, for one scalar: a line for each module.
 ///
 /// posbias.hpp includes it with `extern template` for POSBIAS_TEMPLATE, where that target is linked, and src/ with
-/// `template`. Only members that are defined outside of their class stay away from those who include posbias.hpp.
+/// `template`. Only members that are defined outside of their class stay away from those who include posbias.hpp; those that
+/// are templates themselves are listed one by one.
 #if defined POSBIAS_TEMPLATE
+#define POSBIAS_RELATIVE_BIAS(Bias, Parameters)                                                          \
+  POSBIAS_TEMPLATE class Bias<POSBIAS_SCALAR>;                                                           \
+  POSBIAS_TEMPLATE class RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>; \
+  POSBIAS_TEMPLATE void                                                                                  \
+  RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Onto::logits>(  \
+      const detail::Hook&, const View&, const PairPositions&, Shapes) const;                             \
+  POSBIAS_TEMPLATE void                                                                                  \
+  RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Onto::zeros>(   \
+      const detail::Hook&, const View&, const PairPositions&, Shapes) const;                             \
+  POSBIAS_TEMPLATE class PreparedRelativeBias<Bias<POSBIAS_SCALAR>>;                                     \
+  POSBIAS_TEMPLATE void PreparedRelativeBias<Bias<POSBIAS_SCALAR>>::add<Onto::logits>(                   \
+      const LogitTile<POSBIAS_SCALAR>&) const;
+#define POSBIAS_EMBEDDING(Embedding, Parameters)    \
+  POSBIAS_TEMPLATE class Embedding<POSBIAS_SCALAR>; \
+  POSBIAS_TEMPLATE class AdditiveEmbedding<Embedding<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>;
+#define POSBIAS_ROTATION(Rotation)                                                                                   \
+  POSBIAS_TEMPLATE class Rotation<POSBIAS_SCALAR>;                                                                   \
+  POSBIAS_TEMPLATE void Rotation<POSBIAS_SCALAR>::turn<+1>(std::string_view, const View&, const View&, const Shape&, \
+                                                           const PairPositions&) const;                              \
+  POSBIAS_TEMPLATE void Rotation<POSBIAS_SCALAR>::turn<-1>(std::string_view, const View&, const View&, const Shape&, \
+                                                           const PairPositions&) const;
+
 namespace posbias {
 
+POSBIAS_EMBEDDING(Sinusoidal, Divide)
+POSBIAS_EMBEDDING(LearnedVocab, PositionTable)
+POSBIAS_EMBEDDING(LearnedContinuous, PositionMlp)
+POSBIAS_ROTATION(Rotary)
+POSBIAS_RELATIVE_BIAS(ALiBi, Divide)
+POSBIAS_RELATIVE_BIAS(RelativePositionBias, BucketWeights)
+POSBIAS_RELATIVE_BIAS(DynamicPositionBias, PositionMlp)
 POSBIAS_TEMPLATE class detail::AttentionCall<POSBIAS_SCALAR>;
 POSBIAS_TEMPLATE void detail::fill_zero(const detail::TensorView<POSBIAS_SCALAR, 3>&);
 
-POSBIAS_TEMPLATE class Rotary<POSBIAS_SCALAR>;
-
-POSBIAS_TEMPLATE class RelativeBias<ALiBi<POSBIAS_SCALAR>, POSBIAS_SCALAR, Divide<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE class PreparedRelativeBias<ALiBi<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE void PreparedRelativeBias<ALiBi<POSBIAS_SCALAR>>::add<Onto::logits>(
-    const LogitTile<POSBIAS_SCALAR>&) const;
-POSBIAS_TEMPLATE class RelativePositionBias<POSBIAS_SCALAR>;
-POSBIAS_TEMPLATE class RelativeBias<RelativePositionBias<POSBIAS_SCALAR>, POSBIAS_SCALAR,
-                                    BucketWeights<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE class PreparedRelativeBias<RelativePositionBias<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE void PreparedRelativeBias<RelativePositionBias<POSBIAS_SCALAR>>::add<Onto::logits>(
-    const LogitTile<POSBIAS_SCALAR>&) const;
-POSBIAS_TEMPLATE class DynamicPositionBias<POSBIAS_SCALAR>;
-POSBIAS_TEMPLATE class RelativeBias<DynamicPositionBias<POSBIAS_SCALAR>, POSBIAS_SCALAR, PositionMlp<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE class PreparedRelativeBias<DynamicPositionBias<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE void PreparedRelativeBias<DynamicPositionBias<POSBIAS_SCALAR>>::add<Onto::logits>(
-    const LogitTile<POSBIAS_SCALAR>&) const;
-
-POSBIAS_TEMPLATE class LearnedVocab<POSBIAS_SCALAR>;
-POSBIAS_TEMPLATE class AdditiveEmbedding<Sinusoidal<POSBIAS_SCALAR>, POSBIAS_SCALAR, Divide<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE class AdditiveEmbedding<LearnedContinuous<POSBIAS_SCALAR>, POSBIAS_SCALAR,
-                                         PositionMlp<POSBIAS_SCALAR>>;
-POSBIAS_TEMPLATE class AdditiveEmbedding<LearnedVocab<POSBIAS_SCALAR>, POSBIAS_SCALAR, PositionTable<POSBIAS_SCALAR>>;
-
 }  // namespace posbias
+
+#undef POSBIAS_RELATIVE_BIAS
+#undef POSBIAS_EMBEDDING
+#undef POSBIAS_ROTATION
 #endif
