@@ -139,7 +139,7 @@ TEST_CASE("a hidden key is -inf whatever its logit was, a visible one is left as
 }
 
 TEST_CASE("no mask adds nothing", "[attention]") {
-  CHECK(AttentionMask().memory().empty());
+  CHECK(AttentionMask().region().empty);
   Tile<double> at(1, 0, 3, 0, 5, 0, 7);
   const std::vector<double> before = at.memory;
   BroadcastMask("attention", {}, shape_of({2}, 3, 5, 7)).add_to(at.tile);
@@ -190,5 +190,5 @@ TEST_CASE("a mask is a tensor or a map of bools, floats or doubles", "[attention
   BroadcastMask("attention", map, shape_of({2}, 3, 5, 7)).add_to(same.tile);
   CHECK(at.memory != expected);
   CHECK(same.memory == at.memory);
-  CHECK(AttentionMask(map).memory().size() == 5 * 7 * sizeof(float));
+  CHECK(AttentionMask(map).region().extent() == 5 * 7 * Index{sizeof(float)});
 }
