@@ -1026,7 +1026,7 @@ TEST_CASE("column-major tensors are the same bits, and given tensors those retur
     std::copy(shape.begin(), shape.end(), sizes.begin());
     Eigen::Tensor<S, Rank> result(sizes);
     const auto to = posbias::detail::view<0>(result);
-    for (Index i = 0; i < result.size(); ++i) *to.batch(i) = list[at(i)];
+    for (Index i = 0; i < result.size(); ++i) *to.batch(i).data() = list[at(i)];
     return result;
   };
   constexpr std::integral_constant<int, 3> three;
