@@ -66,6 +66,7 @@ class PreparedRelativeBias {
 
   /// The gradients of q and k do not matter here: the bias does not look at them.
   [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return accumulator(); }
+  /// Sums of zero, for the gradients of tiles.
   [[nodiscard]] Accumulator accumulator() const;
 
   /// Adjoint of `add_to`: adds the gradient of a tile's logits up, along diagonals where there is a table. Tiles

@@ -129,7 +129,11 @@ class RelativeBias : public Module<Derived, Parameters> {
 
   /// The same, of `queries` by `keys` logits in each batch entry of shape `leading` (B, *).
   [[nodiscard]] Prepared prepare(std::span<const Index> leading, Index queries, Index keys,
-                                 const PairPositions& at = {}) const&;
+                                 const PairPositions& at = {}) const& {
+    const detail::Hook hook = hook_of("prepare", at);
+    check_lengths(hook, queries, keys);
+    return Prepared(derived(), locations(hook, detail::Leading(leading), queries, keys, at), at.executor);
+  }
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
 
   /// `evaluate`, over the executor if the module takes one.
@@ -275,14 +279,6 @@ auto RelativeBias<Derived, Scalar, Parameters>::prepared(const detail::StridedSh
   const detail::AttentionShape shape = detail::attention_shape(hook, q, k, k);
   check_heads(hook, "q", shape.heads);
   return Prepared(derived(), locations(hook, shape.leading, shape.queries, shape.keys, at), at.executor);
-}
-
-template <class Derived, class Scalar, class Parameters>
-auto RelativeBias<Derived, Scalar, Parameters>::prepare(std::span<const Index> leading, Index queries, Index keys,
-                                                        const PairPositions& at) const& -> Prepared {
-  const detail::Hook hook = hook_of("prepare", at);
-  check_lengths(hook, queries, keys);
-  return Prepared(derived(), locations(hook, detail::Leading(leading), queries, keys, at), at.executor);
 }
 
 template <class Derived, class Scalar, class Parameters>
