@@ -328,3 +328,12 @@ TEST_CASE("parameters can be set through the visitor", "[module]") {
     CHECK(tensor.data()[0] == (name == "second.weight" ? 9 : 5));
   });
 }
+
+TEMPLATE_TEST_CASE("make_mask takes masks of 16 bits beside q of 16 bits", "[module]", Eigen::bfloat16, Eigen::half) {
+  Eigen::Tensor<TestType, 4, Eigen::RowMajor> q(2, 3, 4, 8);
+  q.setConstant(TestType(0));
+  Eigen::Tensor<TestType, 2, Eigen::RowMajor> smaller(3, 3);
+  smaller.setConstant(TestType(-2.5F));
+  const auto mask = posbias::Identity().make_mask(q, q, q, {}, smaller);
+  CHECK(static_cast<float>(mask(1, 2, 1, 0)) == -2.5F);
+}

@@ -50,7 +50,7 @@ template <TensorLike Mask, TensorLike Smaller>
 void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
   using Scalar = Computed<ScalarOf<Mask>>;
   const auto to = view<3>(mask);
-  TensorView<const typename Traits<Smaller>::Scalar, 0> entries = view<0>(smaller);
+  TensorView<const Computed<ScalarOf<Smaller>>, 0> entries = view<0>(smaller);
   for (int dimensions = Traits<Smaller>::rank; dimensions < Traits<Mask>::rank; ++dimensions)
     insert_dimension(entries, 0);
   TensorView<const Computed<ScalarOf<Smaller>>, 3> from;
