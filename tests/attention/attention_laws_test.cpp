@@ -393,7 +393,7 @@ TEST_CASE("no batch entry, no query, no key", "[attention]") {
       }
 }
 
-TEST_CASE("attention uses no memory proportional to L1·L2", "[attention]") {
+TEST_CASE("attention uses no memory proportional to L1·L2", "[attention][memory]") {
   // What operator new hands out is counted: that is where all memory of the library comes from.
   using enum Scheme;
   for (const Scheme scheme : {identity, alibi, t5, dynamic, xl, rotary}) {

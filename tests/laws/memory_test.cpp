@@ -41,7 +41,7 @@ double peak(const Case<S>& law_case, Index length, const Positions& positions) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("hooks use no memory proportional to L1·L2", "[laws]", POSBIAS_LAW_SCALARS) {
+TEMPLATE_TEST_CASE("hooks use no memory proportional to L1·L2", "[laws][memory]", POSBIAS_LAW_SCALARS) {
   const Index length = 150;
   double all = 0;
   for (const Case<TestType>& law_case : cases<TestType>()) {
