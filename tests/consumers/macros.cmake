@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# cmake "-DCOMMAND=compiler;options" -DINCLUDE=include -P macros.cmake
+# cmake "-DCOMMAND=compiler;options" -DINCLUDE=include -DSOURCE=file.cpp -P macros.cmake
 # posbias.hpp defines no macros but its version's: compares those after it with those after what else it includes.
 cmake_minimum_required(VERSION 3.25)
 
@@ -14,8 +14,8 @@ string(REPLACE ";" "\n" before "${before}")
 
 # macros_after(TEXT RESULT): the names of macros after preprocessing TEXT.
 function(macros_after text result)
-  file(WRITE macros.cpp "${text}")
-  execute_process(COMMAND ${COMMAND} -dM -E macros.cpp OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
+  file(WRITE ${SOURCE} "${text}")
+  execute_process(COMMAND ${COMMAND} -dM -E ${SOURCE} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "#define [A-Za-z_0-9]+" names "${output}")
   set(${result} "${names}" PARENT_SCOPE)
 endfunction()
