@@ -18,6 +18,10 @@
   POSBIAS_TEMPLATE class PreparedRelativeBias<Bias<POSBIAS_SCALAR>>;                                     \
   POSBIAS_TEMPLATE void PreparedRelativeBias<Bias<POSBIAS_SCALAR>>::add<Onto::logits>(                   \
       const LogitTile<POSBIAS_SCALAR>&) const;
+#define POSBIAS_CONTENT_BIAS(Bias, Parameters, Prepared)                                                \
+  POSBIAS_TEMPLATE class Bias<POSBIAS_SCALAR>;                                                          \
+  POSBIAS_TEMPLATE class ContentBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>; \
+  POSBIAS_TEMPLATE class Prepared;
 #define POSBIAS_EMBEDDING(Embedding, Parameters)    \
   POSBIAS_TEMPLATE class Embedding<POSBIAS_SCALAR>; \
   POSBIAS_TEMPLATE class AdditiveEmbedding<Embedding<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>;
@@ -37,12 +41,16 @@ POSBIAS_ROTATION(Rotary)
 POSBIAS_RELATIVE_BIAS(ALiBi, Divide)
 POSBIAS_RELATIVE_BIAS(RelativePositionBias, BucketWeights)
 POSBIAS_RELATIVE_BIAS(DynamicPositionBias, PositionMlp)
+POSBIAS_CONTENT_BIAS(TransformerXL, TransformerXLParameters, PreparedQueryBias<TransformerXL<POSBIAS_SCALAR>>)
+POSBIAS_CONTENT_BIAS(DisentangledBias, RelativePositionTable, PreparedDisentangledBias<POSBIAS_SCALAR>)
+POSBIAS_TEMPLATE class RelativeAttention<POSBIAS_SCALAR>;
 POSBIAS_TEMPLATE class detail::AttentionCall<POSBIAS_SCALAR>;
 POSBIAS_TEMPLATE void detail::fill_zero(const detail::TensorView<POSBIAS_SCALAR, 3>&);
 
 }  // namespace posbias
 
 #undef POSBIAS_RELATIVE_BIAS
+#undef POSBIAS_CONTENT_BIAS
 #undef POSBIAS_EMBEDDING
 #undef POSBIAS_ROTATION
 #endif

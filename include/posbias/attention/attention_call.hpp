@@ -30,12 +30,6 @@ struct AttentionOptions {
 
 namespace detail {
 
-/// q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, Hv), or their gradients.
-template <class Scalar>
-struct AttentionInputs {
-  TensorView<Scalar, 3> q, k, v;
-};
-
 /// The checked call. Copies what it needs of the options.
 template <class Scalar>
 class AttentionCall {

@@ -66,22 +66,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   static constexpr std::string_view name = "RelativeAttention";  ///< in messages
 
   /// Throws OptionError.
-  explicit RelativeAttention(const Options& options, std::uint64_t seed = 0)
-      : options_(detail::completed(name, options)) {
-    auto& parameters = this->parameters_;
-    detail::Random random(seed);
-    const Index outputs = heads() * options_.head_size;
-    parameters.key.start(options_.key_size, outputs, random);
-    if (!options_.same_key_query_proj) parameters.query.emplace().start(options_.query_size, outputs, random);
-    if (options_.do_pooling) parameters.value.emplace().start(options_.value_size, options_.size, random);
-    if (options_.head_bias) std::fill_n(parameters.bias.emplace(heads()).data(), heads(), Scalar(0));
-    if (options_.n_positions > 0) {
-      const bool same = options_.same_key_query_proj || options_.same_positional_key_query_proj;
-      auto& table = parameters.table.emplace();
-      table.start({options_.n_positions, options_.position_size, options_.n_coordinates, outputs, same}, random);
-      table.learn_embedding = options_.learn_position_embedding;
-    }
-  }
+  explicit RelativeAttention(const Options& options, std::uint64_t seed = 0);
 
   /// With defaults in the place of sizes that were 0.
   [[nodiscard]] const Options& options() const { return options_; }
@@ -244,89 +229,126 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   }
 
   [[nodiscard]] Views checked(std::string_view hook, const Call& call, const Tokens& queries, const Tokens& keys,
-                              const std::optional<Tokens>& values = {}) const {
-    return detail::checked_call({name, hook}, options_, this->parameters_, call, queries, keys, values);
-  }
+                              const std::optional<Tokens>& values = {}) const;
 
   /// Whether there is a query with a key. If not, there may be no memory to point to either.
-  /// The call with the tensors it reads in the layer's scalar.
-  static Views native_inputs(const Views& views, detail::NativeCopies<Scalar>& native) {
-    Views inputs = views;
-    inputs.queries = native(views.queries);
-    inputs.keys = native(views.keys);
-    inputs.values = native(views.values);
-    return inputs;
-  }
-
   [[nodiscard]] bool any_pair(const Views& views) const { return logits_shape(views).count() > 0; }
 
   /// Writes logits and, if there are values, pooled, which are zeros without keys.
   void compute(const Views& views, const detail::TensorView<Scalar, 2>& pooled,
-               const detail::TensorView<Scalar, 3>& logits) const {
-    if (!any_pair(views)) {
-      if (views.values) detail::fill_zero(pooled);
-      return;
-    }
-    detail::NativeCopies<Scalar> native;
-    const Views inputs = native_inputs(views, native);
-    detail::RelativeAttentionForward<Scalar>(inputs, native(pooled), native(logits)).run();
-    native.write_back();
-  }
+               const detail::TensorView<Scalar, 3>& logits) const;
 
   void differentiate(const Views& views, const Call& call,
-                     const detail::RelativeAttentionGradientViews<Scalar>& gradients, Gradients& grads) const {
-    constexpr std::string_view hook = "backward";
-    this->check_gradients(hook, grads);
-    const auto check = [&](std::string_view argument, const auto& view, const Shape& wanted) {
-      if (view) check_shape(hook, argument, *view, wanted);
-    };
-    check("grad_queries", &gradients.queries, views.queries.whole_shape());
-    check("grad_keys", &gradients.keys, views.keys.whole_shape());
-    if (views.values) check("grad_values", gradients.values, views.values->whole_shape());
-    check("grad_pooled", gradients.grad_pooled, pooled_shape(views));
-    check("grad_logits", gradients.grad_logits, logits_shape(views));
-    check("logits", gradients.logits, logits_shape(views));
-    const auto check_apart_from_inputs = [&](std::string_view argument, const auto& written) {
-      const auto apart_from = [&](std::string_view of_other, const auto& other) {
-        if (other) check_writable(hook, argument, written, call, of_other, *other);
-      };
-      check_writable(hook, argument, written, call, "queries", views.queries, "keys", views.keys);
-      apart_from("values", views.values);
-      apart_from("grad_pooled", gradients.grad_pooled);
-      apart_from("logits", gradients.logits);
-    };
-    const auto check_gradient_apart = [&](std::string_view argument, const auto& written) {
-      check_apart_from_inputs(argument, written);
-      if (gradients.grad_logits) check_writable(hook, argument, written, call, "grad_logits", *gradients.grad_logits);
-    };
-    check_gradient_apart("grad_queries", gradients.queries);
-    check_gradient_apart("grad_keys", gradients.keys);
-    if (gradients.values) check_gradient_apart("grad_values", *gradients.values);
-    if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
-    const auto check_one_or_apart = [&](std::string_view argument, const auto& written, std::string_view of_other,
-                                        const auto& other) {
-      if (!detail::same_tensor(written, other)) detail::check_apart({name, hook}, argument, written, of_other, other);
-    };
-    check_one_or_apart("grad_queries", gradients.queries, "grad_keys", gradients.keys);
-    if (gradients.values) {
-      check_one_or_apart("grad_queries", gradients.queries, "grad_values", *gradients.values);
-      check_one_or_apart("grad_keys", gradients.keys, "grad_values", *gradients.values);
-    }
-    if (!any_pair(views)) return;
-    detail::NativeCopies<Scalar> native;
-    const Views inputs = native_inputs(views, native);
-    detail::RelativeAttentionBackward<Scalar>(inputs, {.grad_pooled = native(gradients.grad_pooled),
-                                                       .logits = native(gradients.logits),
-                                                       .grad_logits = native(gradients.grad_logits),
-                                                       .grad_base = native(gradients.grad_base),
-                                                       .queries = native(gradients.queries),
-                                                       .keys = native(gradients.keys),
-                                                       .values = native(gradients.values)})
-        .run(grads);
-    native.write_back();
-  }
+                     const detail::RelativeAttentionGradientViews<Scalar>& gradients, Gradients& grads) const;
 
   Options options_;
 };
+
+namespace detail {
+
+/// A call with the tensors that it reads in the layer's scalar.
+template <class Scalar>
+RelativeAttentionViews<Scalar> native_inputs(const RelativeAttentionViews<Scalar>& views,
+                                             NativeCopies<Scalar>& native) {
+  RelativeAttentionViews<Scalar> inputs = views;
+  inputs.queries = native(views.queries);
+  inputs.keys = native(views.keys);
+  inputs.values = native(views.values);
+  return inputs;
+}
+
+}  // namespace detail
+
+template <class Scalar>
+RelativeAttention<Scalar>::RelativeAttention(const Options& options, std::uint64_t seed)
+    : options_(detail::completed(name, options)) {
+  auto& parameters = this->parameters_;
+  detail::Random random(seed);
+  const Index outputs = heads() * options_.head_size;
+  parameters.key.start(options_.key_size, outputs, random);
+  if (!options_.same_key_query_proj) parameters.query.emplace().start(options_.query_size, outputs, random);
+  if (options_.do_pooling) parameters.value.emplace().start(options_.value_size, options_.size, random);
+  if (options_.head_bias) std::fill_n(parameters.bias.emplace(heads()).data(), heads(), Scalar(0));
+  if (options_.n_positions > 0) {
+    const bool same = options_.same_key_query_proj || options_.same_positional_key_query_proj;
+    auto& table = parameters.table.emplace();
+    table.start({options_.n_positions, options_.position_size, options_.n_coordinates, outputs, same}, random);
+    table.learn_embedding = options_.learn_position_embedding;
+  }
+}
+
+template <class Scalar>
+auto RelativeAttention<Scalar>::checked(std::string_view hook, const Call& call, const Tokens& queries,
+                                        const Tokens& keys, const std::optional<Tokens>& values) const -> Views {
+  return detail::checked_call({name, hook}, options_, this->parameters_, call, queries, keys, values);
+}
+
+template <class Scalar>
+void RelativeAttention<Scalar>::compute(const Views& views, const detail::TensorView<Scalar, 2>& pooled,
+                                        const detail::TensorView<Scalar, 3>& logits) const {
+  if (!any_pair(views)) {
+    if (views.values) detail::fill_zero(pooled);
+    return;
+  }
+  detail::NativeCopies<Scalar> native;
+  const Views inputs = detail::native_inputs(views, native);
+  detail::RelativeAttentionForward<Scalar>(inputs, native(pooled), native(logits)).run();
+  native.write_back();
+}
+
+template <class Scalar>
+void RelativeAttention<Scalar>::differentiate(const Views& views, const Call& call,
+                                              const detail::RelativeAttentionGradientViews<Scalar>& gradients,
+                                              Gradients& grads) const {
+  constexpr std::string_view hook = "backward";
+  this->check_gradients(hook, grads);
+  const auto check = [&](std::string_view argument, const auto& view, const Shape& wanted) {
+    if (view) check_shape(hook, argument, *view, wanted);
+  };
+  check("grad_queries", &gradients.queries, views.queries.whole_shape());
+  check("grad_keys", &gradients.keys, views.keys.whole_shape());
+  if (views.values) check("grad_values", gradients.values, views.values->whole_shape());
+  check("grad_pooled", gradients.grad_pooled, pooled_shape(views));
+  check("grad_logits", gradients.grad_logits, logits_shape(views));
+  check("logits", gradients.logits, logits_shape(views));
+  const auto check_apart_from_inputs = [&](std::string_view argument, const auto& written) {
+    const auto apart_from = [&](std::string_view of_other, const auto& other) {
+      if (other) check_writable(hook, argument, written, call, of_other, *other);
+    };
+    check_writable(hook, argument, written, call, "queries", views.queries, "keys", views.keys);
+    apart_from("values", views.values);
+    apart_from("grad_pooled", gradients.grad_pooled);
+    apart_from("logits", gradients.logits);
+  };
+  const auto check_gradient_apart = [&](std::string_view argument, const auto& written) {
+    check_apart_from_inputs(argument, written);
+    if (gradients.grad_logits) check_writable(hook, argument, written, call, "grad_logits", *gradients.grad_logits);
+  };
+  check_gradient_apart("grad_queries", gradients.queries);
+  check_gradient_apart("grad_keys", gradients.keys);
+  if (gradients.values) check_gradient_apart("grad_values", *gradients.values);
+  if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
+  const auto check_one_or_apart = [&](std::string_view argument, const auto& written, std::string_view of_other,
+                                      const auto& other) {
+    if (!detail::same_tensor(written, other)) detail::check_apart({name, hook}, argument, written, of_other, other);
+  };
+  check_one_or_apart("grad_queries", gradients.queries, "grad_keys", gradients.keys);
+  if (gradients.values) {
+    check_one_or_apart("grad_queries", gradients.queries, "grad_values", *gradients.values);
+    check_one_or_apart("grad_keys", gradients.keys, "grad_values", *gradients.values);
+  }
+  if (!any_pair(views)) return;
+  detail::NativeCopies<Scalar> native;
+  const Views inputs = detail::native_inputs(views, native);
+  detail::RelativeAttentionBackward<Scalar>(inputs, {.grad_pooled = native(gradients.grad_pooled),
+                                                     .logits = native(gradients.logits),
+                                                     .grad_logits = native(gradients.grad_logits),
+                                                     .grad_base = native(gradients.grad_base),
+                                                     .queries = native(gradients.queries),
+                                                     .keys = native(gradients.keys),
+                                                     .values = native(gradients.values)})
+      .run(grads);
+  native.write_back();
+}
 
 }  // namespace posbias

@@ -21,8 +21,9 @@ namespace posbias {
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `static constexpr bool integers_only`, if positions must be integers;
 ///   - `static constexpr bool looks_at_keys`: whether k has a gradient;
-///   - `Prepared prepared(const Q& q, const K& k, PairLocations, const Executor&) const`: the bias at given positions, ready
-///     for tiles (see `Module::prepare`); it may refer to the module, to q and to k, and keep the executor.
+///   - `using Prepared`, and `Prepared prepared(const View& q, const View& k, PairLocations, const Executor&) const`: the bias
+///     at given positions, ready for tiles (see `Module::prepare`); it may refer to the module and to the tensors, and keep
+///     the executor.
 template <class Derived, class Scalar_, class Parameters = NoParameters>
 class ContentBias : public Module<Derived, Parameters> {
   using Base = Module<Derived, Parameters>;
@@ -35,37 +36,30 @@ class ContentBias : public Module<Derived, Parameters> {
 
   /// Adds the bias of q and k, as `mod_qkv` left them, to an additive mask (B, *, NH, L1, L2). Queries and keys without a
   /// position get none. Throws ShapeError, PositionError.
-  template <WritableStoredTensorOf<Scalar, 3> M, StoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> M, StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K,
+            StoredTensorOf<Scalar, 3> V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const auto prepared = derived().prepared(q, k, checked_mod_mask(mask, q, k, v, at), at.executor);
-    detail::add_to_mask(detail::view<3>(mask), prepared, at.executor);
+    add(detail::view<3>(mask), views(q, k, v), at);
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, what q and k contributed is added to grad_q and grad_k. Throws
   /// ShapeError, PositionError.
-  template <StoredTensorOf<Scalar, 3> M, WritableStoredTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV,
-            StoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <StoredTensorOf<Scalar, 3> M, WritableStoredTensorOf<Scalar, 3> GQ, WritableStoredTensorOf<Scalar, 3> GK,
+            HeadsTensor GV, StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    const auto prepared =
-        derived().prepared(q, k, checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads), at.executor);
-    const auto accumulate = [&](auto&& to_q, auto&& to_k) {
-      auto sums = prepared.accumulator(to_q, to_k);
-      detail::accumulate_mask(detail::view<3>(grad_mask), prepared, sums, at.executor);
-      prepared.finish(sums, grads);
-    };
-    if constexpr (Derived::looks_at_keys)
-      detail::rounded_once(accumulate, grad_q, grad_k);
-    else
-      detail::rounded_once([&](auto&& to_q) { accumulate(to_q, grad_k); }, grad_q);
+    backward(detail::view<3>(grad_mask), detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v),
+             views(q, k, v), at, grads);
   }
 
   /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q, to k and to who runs the executor's
   /// tasks, and owns all else. Throws ShapeError, PositionError.
-  template <StoredTensorOf<Scalar, 3> Q, HeadsTensor K>
+  template <StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K>
   [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    const detail::AttentionShape shape = check_queries(hook_of("prepare", at), q, k, k);
-    return derived().prepared(q, k, locations(hook_of("prepare", at), shape, at), at.executor);
+    const detail::Hook hook = hook_of("prepare", at);
+    const Inputs inputs = views(q, k, k);
+    return derived().prepared(inputs.q, inputs.k,
+                              locations(hook, check_queries(hook, inputs.q, inputs.k, inputs.v), at), at.executor);
   }
   template <HeadsTensor Q, HeadsTensor K>
   void prepare(const Q& q, const K& k, const PairPositions& at = {}) && = delete;
@@ -77,71 +71,123 @@ class ContentBias : public Module<Derived, Parameters> {
   /// Throws what `mod_mask` would, and writes nothing.
   template <class M, class Q, class K, class V>
   void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    (void)checked_mod_mask(mask, q, k, v, at);
+    (void)checked_mod_mask(detail::view<3>(mask), views(q, k, v), at);
   }
   /// Throws what `mod_mask_backward` would, and writes nothing.
   template <class M, class GQ, class GK, class GV, class Q, class K, class V>
   void check_mod_mask_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
                                const K& k, const V& v, const PairPositions& at, const Gradients& grads) const {
-    (void)checked_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
+    (void)checked_backward(detail::view<3>(grad_mask), detail::view<3>(grad_q), detail::view<3>(grad_k),
+                           detail::view<3>(grad_v), views(q, k, v), at, grads);
   }
 
  protected:
   using Base::Base;
   using Base::derived;
   using Base::hook_of;
+  using View = detail::TensorView<Scalar, 3>;             ///< a mask, or q, k or v, to be written
+  using ConstView = detail::TensorView<const Scalar, 3>;  ///< the same, to be read
+  using Shape = detail::StridedShape<3>;                  ///< its sizes and strides
+  using Inputs = detail::AttentionInputs<const Scalar>;   ///< views of q, k and v
+
+  /// The tensors as views.
+  template <class Q, class K, class V>
+  [[nodiscard]] static Inputs views(const Q& q, const K& k, const V& v) {
+    return {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
+  }
 
   /// Throws ShapeError unless q, k and v are an attention of the module's heads and features.
-  template <class Q, class K, class V>
-  detail::AttentionShape check_queries(const detail::Hook& hook, const Q& q, const K& k, const V& v) const {
-    const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
-    detail::check_heads(hook, "q", shape.heads, derived().n_heads());
-    const Index features = detail::view<3>(q).shape[2];
-    if (features != derived().head_dim())
-      detail::fail<ShapeError>(hook, ": q has ", features, " features per head; ", Derived::head_dim_option, " = ",
-                               derived().head_dim());
-    return shape;
-  }
+  detail::AttentionShape check_queries(const detail::Hook& hook, const Shape& q, const Shape& k, const Shape& v) const;
 
  private:
-  [[nodiscard]] static PairLocations locations(const detail::Hook& hook, const detail::AttentionShape& shape,
-                                               const PairPositions& at) {
-    PairLocations result(hook, at, shape.leading, shape.queries, shape.keys);
-    if constexpr (Derived::integers_only) result.require_integers(hook, at);
-    return result;
-  }
+  /// The hooks, past the tensors.
+  void add(const View& mask, const Inputs& inputs, const PairPositions& at) const;
+  void backward(const ConstView& grad_mask, const View& grad_q, const View& grad_k, const Shape& grad_v,
+                const Inputs& inputs, const PairPositions& at, Gradients& grads) const;
 
-  template <class M, class Q, class K, class V>
-  [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument, const M& mask, const Q& q,
-                                      const K& k, const V& v, const PairPositions& at) const {
-    const detail::AttentionShape shape = check_queries(hook, q, k, v);
-    detail::check_mask_fits(hook, argument, detail::view<3>(mask), detail::view<3>(q), detail::view<3>(k),
-                            detail::view<3>(v));
-    return locations(hook, shape, at);
-  }
-
-  template <class M, class Q, class K, class V>
-  [[nodiscard]] PairLocations checked_mod_mask(const M& mask, const Q& q, const K& k, const V& v,
-                                               const PairPositions& at) const {
-    const detail::Hook hook = hook_of("mod_mask", at);
-    PairLocations result = checked(hook, "mask", mask, q, k, v, at);
-    detail::check_apart(hook, "mask", mask, "q", q, "k", k, "v", v);
-    return result;
-  }
-
-  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
-  [[nodiscard]] PairLocations checked_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v,
-                                               const Q& q, const K& k, const V& v, const PairPositions& at,
-                                               const Gradients& grads) const {
-    const detail::Hook hook = hook_of("mod_mask_backward", at);
-    PairLocations result = checked(hook, "grad_mask", grad_mask, q, k, v, at);
-    detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, q, k, v);
-    this->check_gradients("mod_mask_backward", grads);
-    detail::check_apart(hook, "grad_q", grad_q, "grad_mask", grad_mask, "q", q, "k", k);
-    if constexpr (Derived::looks_at_keys)
-      detail::check_apart(hook, "grad_k", grad_k, "grad_mask", grad_mask, "q", q, "k", k);
-    return result;
-  }
+  [[nodiscard]] PairLocations locations(const detail::Hook& hook, const detail::AttentionShape& shape,
+                                        const PairPositions& at) const;
+  [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument, const Shape& mask,
+                                      const Inputs& inputs, const PairPositions& at) const;
+  [[nodiscard]] PairLocations checked_mod_mask(const ConstView& mask, const Inputs& inputs,
+                                               const PairPositions& at) const;
+  [[nodiscard]] PairLocations checked_backward(const ConstView& grad_mask, const ConstView& grad_q,
+                                               const ConstView& grad_k, const Shape& grad_v, const Inputs& inputs,
+                                               const PairPositions& at, const Gradients& grads) const;
 };
+
+template <class Derived, class Scalar, class Parameters>
+void ContentBias<Derived, Scalar, Parameters>::add(const View& mask, const Inputs& inputs,
+                                                   const PairPositions& at) const {
+  const auto prepared = derived().prepared(inputs.q, inputs.k, checked_mod_mask(mask, inputs, at), at.executor);
+  detail::add_to_mask(mask, prepared, at.executor);
+}
+
+template <class Derived, class Scalar, class Parameters>
+void ContentBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_mask, const View& grad_q,
+                                                        const View& grad_k, const Shape& grad_v, const Inputs& inputs,
+                                                        const PairPositions& at, Gradients& grads) const {
+  const auto prepared = derived().prepared(
+      inputs.q, inputs.k, checked_backward(grad_mask, grad_q, grad_k, grad_v, inputs, at, grads), at.executor);
+  detail::NativeCopies<Scalar> native;  // they are added to many times, and rounded once
+  auto sums = prepared.accumulator(native(grad_q), Derived::looks_at_keys ? native(grad_k) : grad_k);
+  detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
+  prepared.finish(sums, grads);
+  native.write_back();
+}
+
+template <class Derived, class Scalar, class Parameters>
+detail::AttentionShape ContentBias<Derived, Scalar, Parameters>::check_queries(const detail::Hook& hook, const Shape& q,
+                                                                               const Shape& k, const Shape& v) const {
+  const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
+  detail::check_heads(hook, "q", shape.heads, derived().n_heads());
+  if (q.shape[2] != derived().head_dim())
+    detail::fail<ShapeError>(hook, ": q has ", q.shape[2], " features per head; ", Derived::head_dim_option, " = ",
+                             derived().head_dim());
+  return shape;
+}
+
+template <class Derived, class Scalar, class Parameters>
+PairLocations ContentBias<Derived, Scalar, Parameters>::locations(const detail::Hook& hook,
+                                                                  const detail::AttentionShape& shape,
+                                                                  const PairPositions& at) const {
+  PairLocations result(hook, at, shape.leading, shape.queries, shape.keys);
+  if constexpr (Derived::integers_only) result.require_integers(hook, at);
+  return result;
+}
+
+template <class Derived, class Scalar, class Parameters>
+PairLocations ContentBias<Derived, Scalar, Parameters>::checked(const detail::Hook& hook, std::string_view argument,
+                                                                const Shape& mask, const Inputs& inputs,
+                                                                const PairPositions& at) const {
+  const detail::AttentionShape shape = check_queries(hook, inputs.q, inputs.k, inputs.v);
+  detail::check_mask_fits(hook, argument, mask, inputs.q, inputs.k, inputs.v);
+  return locations(hook, shape, at);
+}
+
+template <class Derived, class Scalar, class Parameters>
+PairLocations ContentBias<Derived, Scalar, Parameters>::checked_mod_mask(const ConstView& mask, const Inputs& inputs,
+                                                                         const PairPositions& at) const {
+  const detail::Hook hook = hook_of("mod_mask", at);
+  PairLocations result = checked(hook, "mask", mask, inputs, at);
+  detail::check_apart(hook, "mask", mask, "q", inputs.q, "k", inputs.k, "v", inputs.v);
+  return result;
+}
+
+template <class Derived, class Scalar, class Parameters>
+PairLocations ContentBias<Derived, Scalar, Parameters>::checked_backward(const ConstView& grad_mask,
+                                                                         const ConstView& grad_q,
+                                                                         const ConstView& grad_k, const Shape& grad_v,
+                                                                         const Inputs& inputs, const PairPositions& at,
+                                                                         const Gradients& grads) const {
+  const detail::Hook hook = hook_of("mod_mask_backward", at);
+  PairLocations result = checked(hook, "grad_mask", grad_mask, inputs, at);
+  detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, inputs.q, inputs.k, inputs.v);
+  this->check_gradients("mod_mask_backward", grads);
+  detail::check_apart(hook, "grad_q", grad_q, "grad_mask", grad_mask, "q", inputs.q, "k", inputs.k);
+  if constexpr (Derived::looks_at_keys)
+    detail::check_apart(hook, "grad_k", grad_k, "grad_mask", grad_mask, "q", inputs.q, "k", inputs.k);
+  return result;
+}
 
 }  // namespace posbias

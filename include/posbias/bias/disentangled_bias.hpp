@@ -70,16 +70,7 @@ class DisentangledTerm {
 
   /// Rows are picked by `sign` times the relative positions that are given.
   DisentangledTerm(const RelativePositionTable<Scalar>& table, bool to_queries, Index n_heads, Scalar scale,
-                   std::int64_t sign, const Executor& executor)
-      : table_(&table),
-        to_queries_(to_queries),
-        n_heads_(n_heads),
-        scale_(scale),
-        sign_(sign),
-        buckets_("DisentangledBias", table.positions()),
-        projected_(static_cast<std::size_t>(table.positions() * table.outputs())) {
-    table.project(to_queries, 0, table.positions(), projected_.data(), executor);
-  }
+                   std::int64_t sign, const Executor& executor);
 
   [[nodiscard]] Index n_heads() const { return n_heads_; }
   [[nodiscard]] Index head_dim() const { return dim() / n_heads_; }
@@ -169,55 +160,30 @@ class PreparedDisentangledBias {
   /// Projects the rows of the table that are read, in tasks of the executor.
   PreparedDisentangledBias(const RelativePositionTable<Scalar>& table, const DisentangledBiasOptions& options,
                            Scalar scale, const Content& q, const Content& k, const PairLocations& at,
-                           const Executor& executor) {
-    const bool by_query_minus_key = options.index == DisentangledIndex::query_minus_key;
-    const bool paper = options.index == DisentangledIndex::paper;
-    const auto term = [&](bool to_queries, std::int64_t sign) {
-      return std::make_unique<const Term>(table, to_queries, options.n_heads, scale, sign, executor);
-    };
-    if (options.mode.contains(c2p)) {
-      keys_ = term(false, by_query_minus_key || paper ? -1 : 1);
-      c2p_.emplace(*keys_, q, at, executor);
-    }
-    if (options.mode.contains(p2c)) {
-      queries_ = term(true, by_query_minus_key ? 1 : -1);  // positions are swapped
-      p2c_.emplace(*queries_, k, PairLocations(at.k, at.q), executor);
-    }
-  }
+                           const Executor& executor);
 
   /// Whether tiles of different heads may be accumulated at the same time.
-  [[nodiscard]] bool heads_are_independent() const {
-    return (!c2p_ || c2p_->heads_are_independent()) && (!p2c_ || p2c_->heads_are_independent());
-  }
+  [[nodiscard]] bool heads_are_independent() const;
   /// Whether the gradient of tiles comes to anything: to those of q and k, always.
   [[nodiscard]] bool accumulates() const { return true; }
 
   /// Adds the terms to a tile. Queries and keys without a position get none.
-  void add_to(const LogitTile<Scalar>& tile) const {
-    if (c2p_) c2p_->add_to(tile);
-    if (p2c_) p2c_->add_to(tile.transposed());
-  }
+  void add_to(const LogitTile<Scalar>& tile) const;
 
   /// grad_q (B, *, L1, NH, H) and grad_k (B, *, L2, NHk, H) are where `accumulate` adds the gradients of content.
   template <WritableTensorOf<Scalar, 3> GQ, WritableTensorOf<Scalar, 3> GK>
   [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& grad_k) const {
-    Accumulator result;
-    if (c2p_) result.c2p.emplace(c2p_->accumulator(grad_q, grad_k));
-    if (p2c_) result.p2c.emplace(p2c_->accumulator(grad_k, grad_q));
-    return result;
+    return accumulator(detail::view<3>(grad_q), detail::view<3>(grad_k));
   }
+  /// The same, of views.
+  [[nodiscard]] Accumulator accumulator(const detail::TensorView<Scalar, 3>& grad_q,
+                                        const detail::TensorView<Scalar, 3>& grad_k) const;
 
   /// Adjoint of `add_to`. Tiles that share a head must come one after another, unless `heads_are_independent()`.
-  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
-    if (c2p_) c2p_->accumulate(tile, *to.c2p);
-    if (p2c_) p2c_->accumulate(tile.transposed(), *to.p2c);
-  }
+  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const;
 
   /// Adds what was accumulated to the parameters' gradients.
-  void finish(Accumulator& from, Gradients& grads) const {
-    if (c2p_) c2p_->finish(*from.c2p, grads);
-    if (p2c_) p2c_->finish(*from.p2c, grads);
-  }
+  void finish(Accumulator& from, Gradients& grads) const;
 
  private:
   std::unique_ptr<const Term> keys_, queries_;  // the terms refer to these
@@ -241,28 +207,7 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
       looks_at_keys = true;                                     ///< k has a gradient
 
   /// Throws OptionError.
-  explicit DisentangledBias(const Options& options, std::uint64_t seed = 0) : options_(options) {
-    constexpr Index most = (std::numeric_limits<std::int32_t>::max)();  // so that no product of two overflows
-    for (const auto& [option, value] : {std::pair("n_heads", options.n_heads), std::pair("head_dim", options.head_dim),
-                                        std::pair("n_positions", options.n_positions)})
-      if (value < 1 || value > most)
-        detail::fail<OptionError>(name, ": ", std::string_view(option), " = ", value,
-                                  "; it is required, and must be positive and at most ", most);
-    const Index dim = options.n_heads * options.head_dim;
-    if (options.position_size < 0)
-      detail::fail<OptionError>(name, ": position_size = ", options.position_size, "; it must not be negative");
-    if (options_.position_size == 0) options_.position_size = dim;
-    if (options.mode.contains(c2c))
-      detail::fail<OptionError>(name, ": mode has c2c; that is what attention computes itself");
-    if (!options.mode.contains(c2p) && !options.mode.contains(p2c))
-      detail::fail<OptionError>(name, ": mode has no term");
-    scale_ = static_cast<Scalar>(options.scale.value_or(1 / std::sqrt(static_cast<double>(options.head_dim))));
-    if (!detail::is_finite(static_cast<double>(scale_)))
-      detail::fail<OptionError>(name, ": scale = ", *options.scale, "; it must be finite, also as the tensors' scalar");
-    detail::Random random(seed);
-    this->parameters_.start(
-        {options_.n_positions, options_.position_size, 1, dim, options_.same_positional_key_query_proj}, random);
-  }
+  explicit DisentangledBias(const Options& options, std::uint64_t seed = 0);
 
   /// With the default in the place of a position_size that was 0.
   [[nodiscard]] const Options& options() const { return options_; }
@@ -270,14 +215,103 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
   [[nodiscard]] Index head_dim() const { return options_.head_dim; }  ///< H
 
   /// What `mod_mask` adds. Refers to this module, to q and to k.
-  template <StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K>
-  [[nodiscard]] Prepared prepared(const Q& q, const K& k, const PairLocations& at, const Executor& executor) const {
-    return Prepared(this->parameters_, options_, scale_, detail::view<3>(q), detail::view<3>(k), at, executor);
+  [[nodiscard]] Prepared prepared(const typename Base::ConstView& q, const typename Base::ConstView& k,
+                                  const PairLocations& at, const Executor& executor) const {
+    return Prepared(this->parameters_, options_, scale_, q, k, at, executor);
   }
 
  private:
   Options options_;
   Scalar scale_;
 };
+
+template <class Scalar>
+detail::DisentangledTerm<Scalar>::DisentangledTerm(const RelativePositionTable<Scalar>& table, bool to_queries,
+                                                   Index n_heads, Scalar scale, std::int64_t sign,
+                                                   const Executor& executor)
+    : table_(&table),
+      to_queries_(to_queries),
+      n_heads_(n_heads),
+      scale_(scale),
+      sign_(sign),
+      buckets_("DisentangledBias", table.positions()),
+      projected_(static_cast<std::size_t>(table.positions() * table.outputs())) {
+  table.project(to_queries, 0, table.positions(), projected_.data(), executor);
+}
+
+template <class Scalar>
+PreparedDisentangledBias<Scalar>::PreparedDisentangledBias(const RelativePositionTable<Scalar>& table,
+                                                           const DisentangledBiasOptions& options, Scalar scale,
+                                                           const Content& q, const Content& k, const PairLocations& at,
+                                                           const Executor& executor) {
+  const bool by_query_minus_key = options.index == DisentangledIndex::query_minus_key;
+  const bool paper = options.index == DisentangledIndex::paper;
+  const auto term = [&](bool to_queries, std::int64_t sign) {
+    return std::make_unique<const Term>(table, to_queries, options.n_heads, scale, sign, executor);
+  };
+  if (options.mode.contains(c2p)) {
+    keys_ = term(false, by_query_minus_key || paper ? -1 : 1);
+    c2p_.emplace(*keys_, q, at, executor);
+  }
+  if (options.mode.contains(p2c)) {
+    queries_ = term(true, by_query_minus_key ? 1 : -1);  // positions are swapped
+    p2c_.emplace(*queries_, k, PairLocations(at.k, at.q), executor);
+  }
+}
+
+template <class Scalar>
+bool PreparedDisentangledBias<Scalar>::heads_are_independent() const {
+  return (!c2p_ || c2p_->heads_are_independent()) && (!p2c_ || p2c_->heads_are_independent());
+}
+
+template <class Scalar>
+void PreparedDisentangledBias<Scalar>::add_to(const LogitTile<Scalar>& tile) const {
+  if (c2p_) c2p_->add_to(tile);
+  if (p2c_) p2c_->add_to(tile.transposed());
+}
+
+template <class Scalar>
+auto PreparedDisentangledBias<Scalar>::accumulator(const detail::TensorView<Scalar, 3>& grad_q,
+                                                   const detail::TensorView<Scalar, 3>& grad_k) const -> Accumulator {
+  Accumulator result;
+  if (c2p_) result.c2p.emplace(c2p_->accumulator(grad_q, grad_k));
+  if (p2c_) result.p2c.emplace(p2c_->accumulator(grad_k, grad_q));
+  return result;
+}
+
+template <class Scalar>
+void PreparedDisentangledBias<Scalar>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
+  if (c2p_) c2p_->accumulate(tile, *to.c2p);
+  if (p2c_) p2c_->accumulate(tile.transposed(), *to.p2c);
+}
+
+template <class Scalar>
+void PreparedDisentangledBias<Scalar>::finish(Accumulator& from, Gradients& grads) const {
+  if (c2p_) c2p_->finish(*from.c2p, grads);
+  if (p2c_) p2c_->finish(*from.p2c, grads);
+}
+
+template <class Scalar>
+DisentangledBias<Scalar>::DisentangledBias(const Options& options, std::uint64_t seed) : options_(options) {
+  constexpr Index most = (std::numeric_limits<std::int32_t>::max)();  // so that no product of two overflows
+  for (const auto& [option, value] : {std::pair("n_heads", options.n_heads), std::pair("head_dim", options.head_dim),
+                                      std::pair("n_positions", options.n_positions)})
+    if (value < 1 || value > most)
+      detail::fail<OptionError>(name, ": ", std::string_view(option), " = ", value,
+                                "; it is required, and must be positive and at most ", most);
+  const Index dim = options.n_heads * options.head_dim;
+  if (options.position_size < 0)
+    detail::fail<OptionError>(name, ": position_size = ", options.position_size, "; it must not be negative");
+  if (options_.position_size == 0) options_.position_size = dim;
+  if (options.mode.contains(c2c))
+    detail::fail<OptionError>(name, ": mode has c2c; that is what attention computes itself");
+  if (!options.mode.contains(c2p) && !options.mode.contains(p2c)) detail::fail<OptionError>(name, ": mode has no term");
+  scale_ = static_cast<Scalar>(options.scale.value_or(1 / std::sqrt(static_cast<double>(options.head_dim))));
+  if (!detail::is_finite(static_cast<double>(scale_)))
+    detail::fail<OptionError>(name, ": scale = ", *options.scale, "; it must be finite, also as the tensors' scalar");
+  detail::Random random(seed);
+  this->parameters_.start(
+      {options_.n_positions, options_.position_size, 1, dim, options_.same_positional_key_query_proj}, random);
+}
 
 }  // namespace posbias

@@ -82,25 +82,7 @@ class PreparedQueryBias {
 
   /// The executor is for projections, here and in `finish`.
   PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, PairLocations at,
-                    const Executor& executor)
-      : bias_(&bias),
-        q_(q),
-        executor_(executor),
-        group_(bias.n_heads() / q.shape[1]),
-        columns_(std::move(at)),
-        offsets_(bias.offsets()) {
-    if (!columns_.numbered()) return;
-    const auto [lowest, highest] = bias.ends();
-    const std::span<const double> relatives = columns_.relative();
-    first_column_ =
-        std::max<Index>(std::upper_bound(relatives.begin(), relatives.end(), lowest) - relatives.begin(), 1) - 1;
-    last_column_ = std::min<Index>(
-        std::lower_bound(relatives.begin() + first_column_, relatives.end(), highest) - relatives.begin(),
-        std::ssize(relatives) - 1);
-    stride_ = stride_of(relative());
-    projected_.make_room(dim() * stride_);
-    bias_->project(relative(), projected_.data(), stride_, executor_);
-  }
+                    const Executor& executor);
 
   /// Whether tiles of different heads may be accumulated at the same time.
   [[nodiscard]] bool heads_are_independent() const { return columns_.numbered() && group_ == 1; }
@@ -108,73 +90,23 @@ class PreparedQueryBias {
   [[nodiscard]] bool accumulates() const { return true; }
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
-  void add_to(const LogitTile<Scalar>& tile) const {
-    const bool aside = tile.key_stride != 1;  // rows are made aside where their keys lie apart
-    std::vector<Scalar> content;
-    detail::Workspace<Scalar> product, rows(aside ? 16 * tile.keys : 0);
-    for_each_block(tile, 16, [&](const Block& block) {
-      for (Index h = 0; h < tile.heads; ++h) {
-        fill_content(tile, block, h, content);
-        for (const detail::ColumnStrip& strip : block.strips) {
-          const Index width = detail::whole_lanes<Scalar>(strip.width());
-          product.make_room(block.queries * width);
-          detail::multiply<detail::Sum::fresh>(
-              block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
-              detail::Panels<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + strip.begin, block.stride),
-              product.data(), width);
-          for (const detail::ColumnPiece& piece : strip.pieces) {
-            const Index query = piece.query - block.first_query;
-            const Scalar* values = product.data() + query * width + piece.column;
-            if (aside)
-              write(piece, values, rows.data() + query * tile.keys + piece.key);
-            else
-              add(piece, values, tile.row(h, piece.query) + piece.key);
-          }
-        }
-        if (aside) add_aside(tile, block, h, rows.data());
-      }
-    });
-  }
+  void add_to(const LogitTile<Scalar>& tile) const;
 
   /// grad_q (B, *, L1, NH, H) is where `accumulate` adds the gradient of the queries; keys have none.
   template <WritableTensorOf<Scalar, 3> GQ, HeadsTensor GK>
-  [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& /*grad_k*/) const {
-    return {zero_sums(stride_), std::vector<double>(static_cast<std::size_t>(dim())),
-            std::vector<RowsOfR>(static_cast<std::size_t>(bias_->n_heads())), typename Bias::ProjectionSums(),
-            detail::view<3>(grad_q)};
+  [[nodiscard]] Accumulator accumulator(GQ&& grad_q, GK&& grad_k) const {
+    return accumulator(detail::view<3>(grad_q), detail::view<3>(grad_k));
   }
+  /// The same, of views.
+  [[nodiscard]] Accumulator accumulator(const detail::TensorView<Scalar, 3>& grad_q,
+                                        const detail::StridedShape<3>& grad_k) const;
 
   /// Adjoint of `add_to`: adds to the gradient of the tile's queries, and sums the rest up. Tiles that share a head
   /// must come one after another; without columns, all tiles must.
-  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
-    constexpr Index most_queries = 32, most_keys = 512;  // long sums lose less in parts
-    for (Index key = tile.key, end = 0; key < tile.key + tile.keys; key = end) {
-      end = (std::min)(tile.key + tile.keys, (key / most_keys + 1) * most_keys);
-      LogitTile<const Scalar> part = tile;
-      part.data += (key - tile.key) * tile.key_stride;
-      part.key = key;
-      part.keys = end - key;
-      for_each_block(part, most_queries, [&](const Block& block) {
-        if (columns_.numbered()) {
-          accumulate(part, block, to.columns, to);
-        } else {
-          ColumnSums own = zero_sums(block.stride);
-          accumulate(part, block, own, to);
-          add_to_offsets(block.r, block.stride, own.logits, to.offsets);
-          bias_->project_backward(block.relative, own.r.data(), block.stride, to.sums, Executor());
-        }
-      });
-    }
-  }
+  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const;
 
   /// Adds what was accumulated to the parameters' gradients.
-  void finish(Accumulator& from, Gradients& grads) const {
-    if (columns_.numbered()) {
-      add_to_offsets(projected_.data(), stride_, from.columns.logits, from.offsets);
-      bias_->project_backward(relative(), from.columns.r.data(), stride_, from.sums, executor_);
-    }
-    bias_->finish(from.sums, from.offsets, grads, executor_);
-  }
+  void finish(Accumulator& from, Gradients& grads) const;
 
  private:
   using Values = Eigen::ArrayX<Scalar>;
@@ -428,5 +360,94 @@ class PreparedQueryBias {
   Index stride_ = 0;                          // from row to row of the next
   detail::Workspace<Scalar> projected_;       // (dim, columns), rows padded
 };
+
+template <class Bias>
+PreparedQueryBias<Bias>::PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q,
+                                           PairLocations at, const Executor& executor)
+    : bias_(&bias),
+      q_(q),
+      executor_(executor),
+      group_(bias.n_heads() / q.shape[1]),
+      columns_(std::move(at)),
+      offsets_(bias.offsets()) {
+  if (!columns_.numbered()) return;
+  const auto [lowest, highest] = bias.ends();
+  const std::span<const double> relatives = columns_.relative();
+  first_column_ =
+      std::max<Index>(std::upper_bound(relatives.begin(), relatives.end(), lowest) - relatives.begin(), 1) - 1;
+  last_column_ =
+      std::min<Index>(std::lower_bound(relatives.begin() + first_column_, relatives.end(), highest) - relatives.begin(),
+                      std::ssize(relatives) - 1);
+  stride_ = stride_of(relative());
+  projected_.make_room(dim() * stride_);
+  bias_->project(relative(), projected_.data(), stride_, executor_);
+}
+
+template <class Bias>
+void PreparedQueryBias<Bias>::add_to(const LogitTile<Scalar>& tile) const {
+  const bool aside = tile.key_stride != 1;  // rows are made aside where their keys lie apart
+  std::vector<Scalar> content;
+  detail::Workspace<Scalar> product, rows(aside ? 16 * tile.keys : 0);
+  for_each_block(tile, 16, [&](const Block& block) {
+    for (Index h = 0; h < tile.heads; ++h) {
+      fill_content(tile, block, h, content);
+      for (const detail::ColumnStrip& strip : block.strips) {
+        const Index width = detail::whole_lanes<Scalar>(strip.width());
+        product.make_room(block.queries * width);
+        detail::multiply<detail::Sum::fresh>(
+            block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
+            detail::Panels<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + strip.begin, block.stride),
+            product.data(), width);
+        for (const detail::ColumnPiece& piece : strip.pieces) {
+          const Index query = piece.query - block.first_query;
+          const Scalar* values = product.data() + query * width + piece.column;
+          if (aside)
+            write(piece, values, rows.data() + query * tile.keys + piece.key);
+          else
+            add(piece, values, tile.row(h, piece.query) + piece.key);
+        }
+      }
+      if (aside) add_aside(tile, block, h, rows.data());
+    }
+  });
+}
+
+template <class Bias>
+auto PreparedQueryBias<Bias>::accumulator(const detail::TensorView<Scalar, 3>& grad_q,
+                                          const detail::StridedShape<3>& /*grad_k*/) const -> Accumulator {
+  return {zero_sums(stride_), std::vector<double>(static_cast<std::size_t>(dim())),
+          std::vector<RowsOfR>(static_cast<std::size_t>(bias_->n_heads())), typename Bias::ProjectionSums(), grad_q};
+}
+
+template <class Bias>
+void PreparedQueryBias<Bias>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
+  constexpr Index most_queries = 32, most_keys = 512;  // long sums lose less in parts
+  for (Index key = tile.key, end = 0; key < tile.key + tile.keys; key = end) {
+    end = (std::min)(tile.key + tile.keys, (key / most_keys + 1) * most_keys);
+    LogitTile<const Scalar> part = tile;
+    part.data += (key - tile.key) * tile.key_stride;
+    part.key = key;
+    part.keys = end - key;
+    for_each_block(part, most_queries, [&](const Block& block) {
+      if (columns_.numbered()) {
+        accumulate(part, block, to.columns, to);
+      } else {
+        ColumnSums own = zero_sums(block.stride);
+        accumulate(part, block, own, to);
+        add_to_offsets(block.r, block.stride, own.logits, to.offsets);
+        bias_->project_backward(block.relative, own.r.data(), block.stride, to.sums, Executor());
+      }
+    });
+  }
+}
+
+template <class Bias>
+void PreparedQueryBias<Bias>::finish(Accumulator& from, Gradients& grads) const {
+  if (columns_.numbered()) {
+    add_to_offsets(projected_.data(), stride_, from.columns.logits, from.offsets);
+    bias_->project_backward(relative(), from.columns.r.data(), stride_, from.sums, executor_);
+  }
+  bias_->finish(from.sums, from.offsets, grads, executor_);
+}
 
 }  // namespace posbias

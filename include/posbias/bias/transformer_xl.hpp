@@ -89,6 +89,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
  public:
   using Scalar = Scalar_;                ///< of its tensors and parameters
   using Options = TransformerXLOptions;  ///< what it is made from
+  using typename Base::ConstView;
   using typename Base::Gradients;
   using HooksWithoutV<TransformerXL>::mod_qkv;
   using HooksWithoutV<TransformerXL>::mod_qkv_backward;
@@ -99,91 +100,48 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   static constexpr QKVChanges changes{.k = false, .v = false};  ///< q
 
   /// Throws OptionError.
-  explicit TransformerXL(const Options& options, std::uint64_t seed = 0) : options_(options) {
-    if (options.dim < 2 || options.dim % 2 != 0)
-      detail::fail<OptionError>(name, ": dim = ", options.dim, "; it is required, and must be even and positive");
-    if (options.n_heads < 1)
-      detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it is required, and must be positive");
-    if (options.dim % options.n_heads != 0)
-      detail::fail<OptionError>(name, ": dim = ", options.dim,
-                                "; it must be a multiple of n_heads = ", options.n_heads);
-    frequencies_ = detail::inverse_frequencies(options.dim / 2, options.dim, 10000);
-
-    detail::Random random(seed);
-    const auto start = [&](auto& parameter, Index inputs) {
-      detail::fill_uniform(parameter, 1 / std::sqrt(static_cast<double>(inputs)), random);
-    };
-    auto& parameters = this->parameters_;
-    parameters.divide = Divide<Scalar>(name, options.divide, options.learned_div);
-    parameters.weight.resize(options.dim, options.dim);
-    start(parameters.weight, options.dim);
-    if (options.linear_bias) start(parameters.bias.emplace(options.dim), options.dim);
-    for (auto* bias : {&parameters.bias_r_w, &parameters.bias_r_r}) {
-      bias->resize(options.n_heads, head_dim());
-      start(*bias, head_dim());
-    }
-  }
+  explicit TransformerXL(const Options& options, std::uint64_t seed = 0);
 
   [[nodiscard]] const Options& options() const { return options_; }                 ///< with defaults filled in
   [[nodiscard]] Index n_heads() const { return options_.n_heads; }                  ///< NH
   [[nodiscard]] Index head_dim() const { return options_.dim / options_.n_heads; }  ///< H
 
   /// q += u, of every query, with a position or without. Throws ShapeError.
-  template <WritableStoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    check_mod_qkv(q, k, v, at);
-    add_u(detail::view<3>(q), +1, at.executor);
+    add_u(detail::view<3>(q), this->views(q, k, v), +1, at);
   }
 
   /// Adjoint of `mod_qkv`: gradients pass through, u's is the sum of the queries'. Throws ShapeError.
-  template <StoredTensorOf<Scalar, 3> GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  template <StoredTensorOf<Scalar, 3> GQ, StoredTensorOf<Scalar, 3> GK, StoredTensorOf<Scalar, 3> GV,
+            StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
-    const auto gradient = detail::view<3>(grad_q);
-    std::vector<double> sums(static_cast<std::size_t>(options_.dim));
-    std::vector<Scalar> query(sums.size());
-    for (Index n = 0; n < gradient.batches(); ++n)
-      for (Index i = 0; i < gradient.shape[0]; ++i) {
-        for (Index h = 0; h < n_heads(); ++h)
-          detail::load<Scalar>(gradient.batch(n) + i * gradient.strides[0] + h * gradient.strides[1],
-                               gradient.strides[2], head_dim(), query.data() + h * head_dim());
-        for (std::size_t f = 0; f < sums.size(); ++f) sums[f] += static_cast<double>(query[f]);
-      }
-    add_to_bias(grads.bias_r_w, sums, +1);
+    sum_u(this->views(grad_q, grad_k, grad_v), this->views(q, k, v), at, grads);
   }
 
   /// Takes u from q again.
-  template <WritableStoredTensorOf<Scalar, 3> Q, HeadsTensor K, HeadsTensor V>
+  template <WritableStoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    check_mod_qkv(q, k, v, at);
-    add_u(detail::view<3>(q), -1, at.executor);
+    add_u(detail::view<3>(q), this->views(q, k, v), -1, at);
   }
 
   /// Throws what `mod_qkv` would, and writes nothing.
   template <class Q, class K, class V>
   void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const detail::Hook hook = this->hook_of("mod_qkv", at);
-    this->check_queries(hook, q, k, v);
-    detail::check_apart(hook, "q", q);
-    if (detail::overlap(q, k) || detail::overlap(q, v))
-      detail::fail<ShapeError>(hook, ": q shares memory with ", detail::overlap(q, k) ? "k" : "v",
-                               "; only q is to change");
+    check(this->views(q, k, v), at);
   }
   /// Throws what `mod_qkv_backward` would, and writes nothing.
   template <class GQ, class GK, class GV, class Q, class K, class V>
   void check_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
                               const PairPositions& at, const Gradients& grads) const {
-    const detail::Hook hook = this->hook_of("mod_qkv_backward", at);
-    this->check_queries(hook, q, k, v);
-    detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, q, k, v);
-    this->check_gradients("mod_qkv_backward", grads);
+    check_backward(this->views(grad_q, grad_k, grad_v), this->views(q, k, v), at, grads);
   }
   /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must
   /// be the query: a rotation composed with this module would turn u as well. Refers to this module and to q.
-  template <class Q, class K>
-  [[nodiscard]] Prepared prepared(const Q& q, const K& /*k*/, PairLocations at, const Executor& executor) const {
-    return Prepared(*this, detail::view<3>(q), std::move(at), executor);
+  [[nodiscard]] Prepared prepared(const ConstView& q, const ConstView& /*k*/, PairLocations at,
+                                  const Executor& executor) const {
+    return Prepared(*this, q, std::move(at), executor);
   }
 
   /// What r is multiplied by is scale · (q + offset), with the q that `mod_mask` is given.
@@ -193,14 +151,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   }
 
   /// v - u, because q has u in it; u in bio-attention's form. (NH, H)
-  [[nodiscard]] std::vector<Scalar> offsets() const {
-    std::vector<Scalar> result(static_cast<std::size_t>(options_.dim));
-    const auto& u = this->parameters_.bias_r_w;
-    const auto& v = this->parameters_.bias_r_r;
-    const bool paper = options_.form == XLForm::paper;
-    for_each_feature([&](Index h, Index d, std::size_t i) { result[i] = paper ? v(h, d) - u(h, d) : u(h, d); });
-    return result;
-  }
+  [[nodiscard]] std::vector<Scalar> offsets() const;
 
   /// Every distance has an r of its own.
   [[nodiscard]] static std::pair<double, double> ends() {
@@ -209,40 +160,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
 
   /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of a distance
   /// y give both signs of query minus key: r(±y) = (W·cosines + b) ± W·sines.
-  void project(std::span<const double> relative, Scalar* r, Index stride, const Executor& executor) const {
-    const Index frequencies = options_.dim / 2;
-    detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
-    detail::Workspace<Scalar> memory;
-    detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
-      const auto sinusoids = maker.template make<Scalar>(block.distances);
-      const Index columns = sinusoids.stride, size = frequencies * columns;
-      memory.make_room(2 * size);
-      const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
-        return detail::pack(detail::Factor<Scalar>{values.data(), columns, 1}, frequencies, columns, to);
-      };
-      const auto sines = packed(sinusoids.sines, memory.data());
-      const auto cosines = packed(sinusoids.cosines, memory.data() + size);
-      for_each_row_block(executor, [&](Index first, Index rows) {
-        detail::Workspace<Scalar> odd(rows * columns), even(rows * columns);
-        for (Index o = 0; this->parameters_.bias && o < rows; ++o)
-          std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(first + o));
-        detail::multiply<detail::Sum::fresh>(rows, columns, frequencies, sine_weights().from_row(first), sines,
-                                             odd.data(), columns);
-        detail::multiply<detail::Sum::continued>(rows, columns, frequencies, cosine_weights().from_row(first), cosines,
-                                                 even.data(), columns);
-        for (Index o = 0; o < rows; ++o)
-          for (const detail::ColumnRun& run : block.runs) {
-            const Scalar* plus = even.data() + o * columns + run.distance;
-            const Scalar* minus = odd.data() + o * columns + run.distance;
-            Scalar* to = r + (first + o) * stride + run.column;
-            if (run.sign > 0)
-              for (Index i = 0; i < run.count; ++i) to[i] = plus[i] - minus[i];
-            else
-              for (Index i = 0; i < run.count; ++i) to[-i] = plus[i] + minus[i];
-          }
-      });
-    });
-  }
+  void project(std::span<const double> relative, Scalar* r, Index stride, const Executor& executor) const;
 
   /// Gradients of what `project` reads, in double.
   struct ProjectionSums {
@@ -254,100 +172,15 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
 
   /// Adjoint of `project`. Sums run in Scalar over 128 distances at most, and in double from there on.
   void project_backward(std::span<const double> relative, const double* grad_r, Index stride, ProjectionSums& sums,
-                        const Executor& executor) const {
-    const Index dim = options_.dim, frequencies = dim / 2, width = detail::whole_lanes<Scalar>(frequencies);
-    sums.sine_weights.resize(static_cast<std::size_t>(dim * width));
-    sums.cosine_weights.resize(sums.sine_weights.size());
-    sums.bias.resize(static_cast<std::size_t>(dim));
-    sums.scaled.resize(sums.bias.size());
-    for (Index o = 0; o < dim; ++o)
-      sums.bias[static_cast<std::size_t>(o)] += detail::sum_in_double(grad_r + o * stride, std::ssize(relative));
-    const double divisor = this->parameters_.divide.divisor();
-    detail::SinusoidMaker maker(frequencies_, divisor);
-    detail::Workspace<Scalar> memory;
-    detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
-      const auto sinusoids = maker.template make<Scalar>(block.distances);
-      const Index distances = std::ssize(block.distances), size = detail::packed_size<Scalar>(distances, frequencies);
-      memory.make_room(2 * size);
-      const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
-        return detail::pack(detail::Factor<Scalar>{values.data(), 1, sinusoids.stride}, distances, frequencies, to);
-      };
-      const auto sines = packed(sinusoids.sines, memory.data());
-      const auto cosines = packed(sinusoids.cosines, memory.data() + size);
-      for_each_row_block(executor, [&](Index first, Index rows) {
-        detail::Workspace<Scalar> odd(rows * distances), even(rows * distances), product(rows * width);
-        for (Index o = 0; o < rows; ++o)
-          for (const detail::ColumnRun& run : block.runs) {
-            const double* from = grad_r + (first + o) * stride + run.column;
-            Scalar* plus = even.data() + o * distances + run.distance;
-            Scalar* minus = odd.data() + o * distances + run.distance;
-            if (run.sign > 0) {
-              for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[i]);
-              for (Index i = 0; i < run.count; ++i) minus[i] -= static_cast<Scalar>(from[i]);
-            } else {
-              for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[-i]);
-              for (Index i = 0; i < run.count; ++i) minus[i] += static_cast<Scalar>(from[-i]);
-            }
-          }
-        const auto multiply_by = [&](const detail::Workspace<Scalar>& gradient,
-                                     const detail::Panels<Scalar>& sinusoid) {
-          detail::multiply<detail::Sum::fresh>(rows, frequencies, distances,
-                                               detail::Factor<Scalar>{gradient.data(), distances, 1}, sinusoid,
-                                               product.data(), width);
-        };
-        const auto add_weights = [&](std::vector<double>& to) {
-          for (Index i = 0; i < rows * width; ++i)
-            to[static_cast<std::size_t>(first * width + i)] += static_cast<double>(product.data()[i]);
-        };
-        multiply_by(odd, sines);
-        add_weights(sums.sine_weights);
-        multiply_by(even, cosines);
-        add_weights(sums.cosine_weights);
-        if (!this->parameters_.divide.learned()) return;
-
-        // An angle is y / divisor · frequency; a sine changes with it by the cosine, a cosine by minus the sine.
-        for (Index i = 0; i < rows * distances; ++i) {
-          const auto scaled = static_cast<Scalar>(block.distances[static_cast<std::size_t>(i % distances)] / divisor);
-          odd.data()[i] *= scaled;
-          even.data()[i] *= scaled;
-        }
-        const auto add_angles = [&](double sign, const detail::Factor<Scalar>& weights) {
-          for (Index o = 0; o < rows; ++o)
-            for (Index f = 0; f < frequencies; ++f)
-              sums.scaled[static_cast<std::size_t>(first + o)] +=
-                  sign * static_cast<double>(product.data()[o * width + f]) *
-                  frequencies_[static_cast<std::size_t>(f)] *
-                  static_cast<double>(weights.data[(first + o) * weights.row_stride + f * weights.column_stride]);
-        };
-        multiply_by(odd, cosines);
-        add_angles(+1, sine_weights());
-        multiply_by(even, sines);
-        add_angles(-1, cosine_weights());
-      });
-    });
-  }
+                        const Executor& executor) const;
 
   /// Adds what was summed up, and the gradient of the offsets (NH, H), to `grads`.
   void finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets, Gradients& grads,
-              const Executor& /*executor*/) const {
-    if (!sums.bias.empty()) {
-      const Index frequencies = detail::whole_lanes<Scalar>(options_.dim / 2);
-      for (Index o = 0; o < options_.dim; ++o)
-        for (Index f = 0; f < options_.dim / 2; ++f) {
-          const auto from = static_cast<std::size_t>(o * frequencies + f);
-          grads.weight(o, f * pairs().step) += static_cast<Scalar>(sums.sine_weights[from]);
-          grads.weight(o, f * pairs().step + pairs().cosine) += static_cast<Scalar>(sums.cosine_weights[from]);
-        }
-      for (Index o = 0; grads.bias && o < options_.dim; ++o)
-        (*grads.bias)(o) += static_cast<Scalar>(sums.bias[static_cast<std::size_t>(o)]);
-      this->parameters_.divide.backward(std::accumulate(sums.scaled.begin(), sums.scaled.end(), 0.0), grads.divide);
-    }
-    const bool paper = options_.form == XLForm::paper;
-    add_to_bias(grads.bias_r_w, grad_offsets, paper ? -1 : 1);
-    if (paper) add_to_bias(grads.bias_r_r, grad_offsets, +1);
-  }
+              const Executor& executor) const;
 
  private:
+  using typename Base::Inputs, typename Base::View;
+
   /// Calls `visit(first, rows)` for blocks of the features of r.
   template <class Visit>
   void for_each_row_block(const Executor& executor, const Visit& visit) const {
@@ -372,18 +205,13 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
       for (Index d = 0; d < head_dim(); ++d) visit(h, d, i++);
   }
 
-  void add_u(const detail::TensorView<Scalar, 3>& q, Scalar sign, const Executor& executor) const {
-    const auto& u = this->parameters_.bias_r_w;
-    executor.parallel_for(q.batches(), [&](Index n) {
-      q.batch(n).visit([&]<class S>(S* first) {
-        for (Index i = 0; i < q.shape[0]; ++i)
-          for_each_feature([&](Index h, Index d, std::size_t) {
-            S& feature = first[i * q.strides[0] + h * q.strides[1] + d * q.strides[2]];
-            detail::put(feature, detail::widen(feature) + sign * u(h, d));
-          });
-      });
-    });
-  }
+  /// `mod_qkv`, or with a sign of -1 its inverse, past the tensors.
+  void add_u(const View& q, const Inputs& inputs, Scalar sign, const PairPositions& at) const;
+  /// `mod_qkv_backward`, past the tensors.
+  void sum_u(const Inputs& gradients, const Inputs& inputs, const PairPositions& at, Gradients& grads) const;
+  void check(const Inputs& inputs, const PairPositions& at) const;
+  void check_backward(const Inputs& gradients, const Inputs& inputs, const PairPositions& at,
+                      const Gradients& grads) const;
 
   void add_to_bias(ParameterTensor<Scalar, 2>& gradient, const std::vector<double>& sums, double sign) const {
     for_each_feature([&](Index h, Index d, std::size_t i) { gradient(h, d) += static_cast<Scalar>(sign * sums[i]); });
@@ -392,5 +220,224 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   Options options_;
   std::vector<double> frequencies_;
 };
+
+template <class Scalar>
+TransformerXL<Scalar>::TransformerXL(const Options& options, std::uint64_t seed) : options_(options) {
+  if (options.dim < 2 || options.dim % 2 != 0)
+    detail::fail<OptionError>(name, ": dim = ", options.dim, "; it is required, and must be even and positive");
+  if (options.n_heads < 1)
+    detail::fail<OptionError>(name, ": n_heads = ", options.n_heads, "; it is required, and must be positive");
+  if (options.dim % options.n_heads != 0)
+    detail::fail<OptionError>(name, ": dim = ", options.dim, "; it must be a multiple of n_heads = ", options.n_heads);
+  frequencies_ = detail::inverse_frequencies(options.dim / 2, options.dim, 10000);
+
+  detail::Random random(seed);
+  const auto start = [&](auto& parameter, Index inputs) {
+    detail::fill_uniform(parameter, 1 / std::sqrt(static_cast<double>(inputs)), random);
+  };
+  auto& parameters = this->parameters_;
+  parameters.divide = Divide<Scalar>(name, options.divide, options.learned_div);
+  parameters.weight.resize(options.dim, options.dim);
+  start(parameters.weight, options.dim);
+  if (options.linear_bias) start(parameters.bias.emplace(options.dim), options.dim);
+  for (auto* bias : {&parameters.bias_r_w, &parameters.bias_r_r}) {
+    bias->resize(options.n_heads, head_dim());
+    start(*bias, head_dim());
+  }
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::check(const Inputs& inputs, const PairPositions& at) const {
+  const auto& [q, k, v] = inputs;
+  const detail::Hook hook = this->hook_of("mod_qkv", at);
+  this->check_queries(hook, q, k, v);
+  detail::check_apart(hook, "q", q);
+  if (detail::overlap(q, k) || detail::overlap(q, v))
+    detail::fail<ShapeError>(hook, ": q shares memory with ", detail::overlap(q, k) ? "k" : "v",
+                             "; only q is to change");
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::check_backward(const Inputs& gradients, const Inputs& inputs, const PairPositions& at,
+                                           const Gradients& grads) const {
+  const auto& [grad_q, grad_k, grad_v] = gradients;
+  const auto& [q, k, v] = inputs;
+  const detail::Hook hook = this->hook_of("mod_qkv_backward", at);
+  this->check_queries(hook, q, k, v);
+  detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, q, k, v);
+  this->check_gradients("mod_qkv_backward", grads);
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::add_u(const View& q, const Inputs& inputs, Scalar sign, const PairPositions& at) const {
+  check(inputs, at);
+  const auto& u = this->parameters_.bias_r_w;
+  at.executor.parallel_for(q.batches(), [&](Index n) {
+    q.batch(n).visit([&]<class S>(S* first) {
+      for (Index i = 0; i < q.shape[0]; ++i)
+        for_each_feature([&](Index h, Index d, std::size_t) {
+          S& feature = first[i * q.strides[0] + h * q.strides[1] + d * q.strides[2]];
+          detail::put(feature, detail::widen(feature) + sign * u(h, d));
+        });
+    });
+  });
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::sum_u(const Inputs& gradients, const Inputs& inputs, const PairPositions& at,
+                                  Gradients& grads) const {
+  check_backward(gradients, inputs, at, grads);
+  const ConstView& grad_q = gradients.q;
+  std::vector<double> sums(static_cast<std::size_t>(options_.dim));
+  std::vector<Scalar> query(sums.size());
+  for (Index n = 0; n < grad_q.batches(); ++n)
+    for (Index i = 0; i < grad_q.shape[0]; ++i) {
+      for (Index h = 0; h < n_heads(); ++h)
+        detail::load<Scalar>(grad_q.batch(n) + i * grad_q.strides[0] + h * grad_q.strides[1], grad_q.strides[2],
+                             head_dim(), query.data() + h * head_dim());
+      for (std::size_t f = 0; f < sums.size(); ++f) sums[f] += static_cast<double>(query[f]);
+    }
+  add_to_bias(grads.bias_r_w, sums, +1);
+}
+
+template <class Scalar>
+std::vector<Scalar> TransformerXL<Scalar>::offsets() const {
+  std::vector<Scalar> result(static_cast<std::size_t>(options_.dim));
+  const auto& u = this->parameters_.bias_r_w;
+  const auto& v = this->parameters_.bias_r_r;
+  const bool paper = options_.form == XLForm::paper;
+  for_each_feature([&](Index h, Index d, std::size_t i) { result[i] = paper ? v(h, d) - u(h, d) : u(h, d); });
+  return result;
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::project(std::span<const double> relative, Scalar* r, Index stride,
+                                    const Executor& executor) const {
+  const Index frequencies = options_.dim / 2;
+  detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
+  detail::Workspace<Scalar> memory;
+  detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
+    const auto sinusoids = maker.template make<Scalar>(block.distances);
+    const Index columns = sinusoids.stride, size = frequencies * columns;
+    memory.make_room(2 * size);
+    const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
+      return detail::pack(detail::Factor<Scalar>{values.data(), columns, 1}, frequencies, columns, to);
+    };
+    const auto sines = packed(sinusoids.sines, memory.data());
+    const auto cosines = packed(sinusoids.cosines, memory.data() + size);
+    for_each_row_block(executor, [&](Index first, Index rows) {
+      detail::Workspace<Scalar> odd(rows * columns), even(rows * columns);
+      for (Index o = 0; this->parameters_.bias && o < rows; ++o)
+        std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(first + o));
+      detail::multiply<detail::Sum::fresh>(rows, columns, frequencies, sine_weights().from_row(first), sines,
+                                           odd.data(), columns);
+      detail::multiply<detail::Sum::continued>(rows, columns, frequencies, cosine_weights().from_row(first), cosines,
+                                               even.data(), columns);
+      for (Index o = 0; o < rows; ++o)
+        for (const detail::ColumnRun& run : block.runs) {
+          const Scalar* plus = even.data() + o * columns + run.distance;
+          const Scalar* minus = odd.data() + o * columns + run.distance;
+          Scalar* to = r + (first + o) * stride + run.column;
+          if (run.sign > 0)
+            for (Index i = 0; i < run.count; ++i) to[i] = plus[i] - minus[i];
+          else
+            for (Index i = 0; i < run.count; ++i) to[-i] = plus[i] + minus[i];
+        }
+    });
+  });
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::project_backward(std::span<const double> relative, const double* grad_r, Index stride,
+                                             ProjectionSums& sums, const Executor& executor) const {
+  const Index dim = options_.dim, frequencies = dim / 2, width = detail::whole_lanes<Scalar>(frequencies);
+  sums.sine_weights.resize(static_cast<std::size_t>(dim * width));
+  sums.cosine_weights.resize(sums.sine_weights.size());
+  sums.bias.resize(static_cast<std::size_t>(dim));
+  sums.scaled.resize(sums.bias.size());
+  for (Index o = 0; o < dim; ++o)
+    sums.bias[static_cast<std::size_t>(o)] += detail::sum_in_double(grad_r + o * stride, std::ssize(relative));
+  const double divisor = this->parameters_.divide.divisor();
+  detail::SinusoidMaker maker(frequencies_, divisor);
+  detail::Workspace<Scalar> memory;
+  detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
+    const auto sinusoids = maker.template make<Scalar>(block.distances);
+    const Index distances = std::ssize(block.distances), size = detail::packed_size<Scalar>(distances, frequencies);
+    memory.make_room(2 * size);
+    const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
+      return detail::pack(detail::Factor<Scalar>{values.data(), 1, sinusoids.stride}, distances, frequencies, to);
+    };
+    const auto sines = packed(sinusoids.sines, memory.data());
+    const auto cosines = packed(sinusoids.cosines, memory.data() + size);
+    for_each_row_block(executor, [&](Index first, Index rows) {
+      detail::Workspace<Scalar> odd(rows * distances), even(rows * distances), product(rows * width);
+      for (Index o = 0; o < rows; ++o)
+        for (const detail::ColumnRun& run : block.runs) {
+          const double* from = grad_r + (first + o) * stride + run.column;
+          Scalar* plus = even.data() + o * distances + run.distance;
+          Scalar* minus = odd.data() + o * distances + run.distance;
+          if (run.sign > 0) {
+            for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[i]);
+            for (Index i = 0; i < run.count; ++i) minus[i] -= static_cast<Scalar>(from[i]);
+          } else {
+            for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[-i]);
+            for (Index i = 0; i < run.count; ++i) minus[i] += static_cast<Scalar>(from[-i]);
+          }
+        }
+      const auto multiply_by = [&](const detail::Workspace<Scalar>& gradient, const detail::Panels<Scalar>& sinusoid) {
+        detail::multiply<detail::Sum::fresh>(rows, frequencies, distances,
+                                             detail::Factor<Scalar>{gradient.data(), distances, 1}, sinusoid,
+                                             product.data(), width);
+      };
+      const auto add_weights = [&](std::vector<double>& to) {
+        for (Index i = 0; i < rows * width; ++i)
+          to[static_cast<std::size_t>(first * width + i)] += static_cast<double>(product.data()[i]);
+      };
+      multiply_by(odd, sines);
+      add_weights(sums.sine_weights);
+      multiply_by(even, cosines);
+      add_weights(sums.cosine_weights);
+      if (!this->parameters_.divide.learned()) return;
+
+      // An angle is y / divisor · frequency; a sine changes with it by the cosine, a cosine by minus the sine.
+      for (Index i = 0; i < rows * distances; ++i) {
+        const auto scaled = static_cast<Scalar>(block.distances[static_cast<std::size_t>(i % distances)] / divisor);
+        odd.data()[i] *= scaled;
+        even.data()[i] *= scaled;
+      }
+      const auto add_angles = [&](double sign, const detail::Factor<Scalar>& weights) {
+        for (Index o = 0; o < rows; ++o)
+          for (Index f = 0; f < frequencies; ++f)
+            sums.scaled[static_cast<std::size_t>(first + o)] +=
+                sign * static_cast<double>(product.data()[o * width + f]) * frequencies_[static_cast<std::size_t>(f)] *
+                static_cast<double>(weights.data[(first + o) * weights.row_stride + f * weights.column_stride]);
+      };
+      multiply_by(odd, cosines);
+      add_angles(+1, sine_weights());
+      multiply_by(even, sines);
+      add_angles(-1, cosine_weights());
+    });
+  });
+}
+
+template <class Scalar>
+void TransformerXL<Scalar>::finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets,
+                                   Gradients& grads, const Executor& /*executor*/) const {
+  if (!sums.bias.empty()) {
+    const Index frequencies = detail::whole_lanes<Scalar>(options_.dim / 2);
+    for (Index o = 0; o < options_.dim; ++o)
+      for (Index f = 0; f < options_.dim / 2; ++f) {
+        const auto from = static_cast<std::size_t>(o * frequencies + f);
+        grads.weight(o, f * pairs().step) += static_cast<Scalar>(sums.sine_weights[from]);
+        grads.weight(o, f * pairs().step + pairs().cosine) += static_cast<Scalar>(sums.cosine_weights[from]);
+      }
+    for (Index o = 0; grads.bias && o < options_.dim; ++o)
+      (*grads.bias)(o) += static_cast<Scalar>(sums.bias[static_cast<std::size_t>(o)]);
+    this->parameters_.divide.backward(std::accumulate(sums.scaled.begin(), sums.scaled.end(), 0.0), grads.divide);
+  }
+  const bool paper = options_.form == XLForm::paper;
+  add_to_bias(grads.bias_r_w, grad_offsets, paper ? -1 : 1);
+  if (paper) add_to_bias(grads.bias_r_r, grad_offsets, +1);
+}
 
 }  // namespace posbias

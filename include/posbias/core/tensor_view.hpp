@@ -179,6 +179,12 @@ void fill_zero(const TensorView<Scalar, Trailing>& tensor) {
   });
 }
 
+/// q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, Hv), or their gradients.
+template <class Scalar>
+struct AttentionInputs {
+  TensorView<Scalar, 3> q, k, v;
+};
+
 /// What q, k and v say about an attention: (B, *), L1, L2 and NH.
 struct AttentionShape {
   Leading leading;
