@@ -144,7 +144,7 @@ TEMPLATE_TEST_CASE("ranks, layouts and maps are the same bits, forward and backw
   }
 }
 
-TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[laws]", POSBIAS_LAW_SCALARS) {
+TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[laws][again]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   ThreadRunner runner;
   REQUIRE_FALSE(cases<S>().empty());
@@ -165,7 +165,7 @@ TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[l
   }
 }
 
-TEMPLATE_TEST_CASE("const calls from eight threads at once give the same bits", "[laws]", POSBIAS_LAW_SCALARS) {
+TEMPLATE_TEST_CASE("const calls from eight threads at once give the same bits", "[laws][again]", POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());
   for (const Case<S>& law_case : cases<S>()) {
@@ -223,7 +223,7 @@ TEMPLATE_TEST_CASE("copies and moves behave as the original, which they outlive"
   });
 }
 
-TEMPLATE_TEST_CASE("a range, the same positions listed, and any type of them are the same bits", "[laws]",
+TEMPLATE_TEST_CASE("a range, the same positions listed, and any type of them are the same bits", "[laws][again]",
                    POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());

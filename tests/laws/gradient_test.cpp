@@ -184,7 +184,7 @@ TEST_CASE("every adjoint is the adjoint of its hook", "[laws][gradients]") {
   }
 }
 
-TEST_CASE("every entry's gradient is its own", "[laws][gradients]") {
+TEST_CASE("every entry's gradient is its own", "[laws][gradients][again]") {
   // One entry of q, k and x at a time: a sum over a direction could hide two errors that cancel.
   for (const Case<double>& law_case : cases<double>()) {
     DYNAMIC_SECTION(law_case.name) {

@@ -34,7 +34,7 @@ void check_scenes(const Case<S>& law_case, const Shape& shape) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("every module is the oracle's, wherever its tokens are", "[laws]", POSBIAS_LAW_SCALARS) {
+TEMPLATE_TEST_CASE("every module is the oracle's, wherever its tokens are", "[laws][again]", POSBIAS_LAW_SCALARS) {
   REQUIRE_FALSE(cases<TestType>().empty());
   for (const Case<TestType>& law_case : cases<TestType>()) {
     DYNAMIC_SECTION(law_case.name) {
