@@ -180,7 +180,7 @@ class PreparedDisentangledBias {
                                         const detail::TensorView<Scalar, 3>& grad_k) const;
 
   /// Adjoint of `add_to`. Tiles that share a head must come one after another, unless `heads_are_independent()`.
-  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const;
+  void accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const;
 
   /// Adds what was accumulated to the parameters' gradients.
   void finish(Accumulator& from, Gradients& grads) const;
@@ -280,7 +280,7 @@ auto PreparedDisentangledBias<Scalar>::accumulator(const detail::TensorView<Scal
 }
 
 template <class Scalar>
-void PreparedDisentangledBias<Scalar>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
+void PreparedDisentangledBias<Scalar>::accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const {
   if (c2p_) c2p_->accumulate(tile, *to.c2p);
   if (p2c_) p2c_->accumulate(tile.transposed(), *to.p2c);
 }

@@ -50,6 +50,21 @@ struct LogitTile {
 
 namespace detail {
 
+/// A tile to be read, as it is stored (see core/storage.hpp).
+template <class Scalar>
+struct StoredTile {
+  Elements<const Scalar> data;  ///< the first logit
+  LogitTile<const Scalar> at;   ///< where the logits are; its own `data` is none
+
+  StoredTile(Elements<const Scalar> first, const LogitTile<const Scalar>& place) : data(first), at(place) {}
+  template <class S>
+  requires StoredFor<S, Scalar> StoredTile(const LogitTile<const S>& tile)
+      : data(tile.data), at{nullptr,    tile.head_stride, tile.query_stride, tile.key_stride, tile.batch, tile.head,
+                            tile.heads, tile.query,       tile.queries,      tile.key,        tile.keys} {}
+
+  [[nodiscard]] StoredTile transposed() const { return {data, at.transposed()}; }
+};
+
 /// As many values as are read at a time: 32 bytes. Rows of logits seldom begin where columns do, and more bytes than that
 /// nearly always lie across two cache lines.
 template <class Scalar>

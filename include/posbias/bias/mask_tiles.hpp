@@ -202,8 +202,11 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
   const bool by_head = prepared.heads_are_independent();
   const auto in_rows = [&](Index n, Index head, Index heads, typename Prepared::Accumulator& to) {
     for_each_tile(grad_mask, TileWidth::whole_rows, n, head, heads, 0, all_queries, [&](const auto& tile) {
-      in_scalar<const typename Prepared::Scalar>(tile, false,
-                                                 [&](const auto& widened) { prepared.accumulate(widened, to); });
+      if constexpr (requires { prepared.accumulate(tile, to); })
+        prepared.accumulate(tile, to);
+      else
+        in_scalar<const typename Prepared::Scalar>(tile, false,
+                                                   [&](const auto& widened) { prepared.accumulate(widened, to); });
     });
   };
   Index most_heads = by_head ? 1 : std::max<Index>(all_heads, 1);

@@ -102,8 +102,9 @@ class PreparedQueryBias {
                                         const detail::StridedShape<3>& grad_k) const;
 
   /// Adjoint of `add_to`: adds to the gradient of the tile's queries, and sums the rest up. Tiles that share a head
-  /// must come one after another; without columns, all tiles must.
-  void accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const;
+  /// must come one after another; without columns, all tiles must. A tile of 16 bits is summed in the order of one of
+  /// Scalar: its rows are widened block by block.
+  void accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const;
 
   /// Adds what was accumulated to the parameters' gradients.
   void finish(Accumulator& from, Gradients& grads) const;
@@ -231,9 +232,11 @@ class PreparedQueryBias {
     }
   }
 
-  void accumulate(const LogitTile<const Scalar>& tile, const Block& block, ColumnSums& sums, Accumulator& to) const {
+  void accumulate(const detail::StoredTile<Scalar>& stored, const Block& block, ColumnSums& sums,
+                  Accumulator& to) const {
     using detail::Factor, detail::Panels, detail::Sum;
     constexpr Index together = 4 * detail::lanes<Scalar>;  // columns whose product stays in cache
+    const LogitTile<const Scalar>& tile = stored.at;
     const Index features = detail::whole_lanes<Scalar>(head_dim());
     std::vector<Scalar> content, rows;
     detail::Workspace<Scalar> gradient, grad_content(block.queries * features), product(head_dim() * together);
@@ -241,7 +244,7 @@ class PreparedQueryBias {
       fill_content(tile, block, h, content);
       const Panels<Scalar> r_by_column = rows_of_r(block, tile.head + h, to);
       std::fill_n(grad_content.data(), block.queries * features, Scalar(0));
-      const LogitTile<const Scalar> side_by_side = with_keys_together(tile, block, h, rows);
+      const LogitTile<const Scalar> side_by_side = with_keys_together(stored, block, h, rows);
       for (Index i = 0; i < block.queries; ++i)  // hidden from all keys, it may be NaN
         if (detail::all_zero(side_by_side.row(0, i), tile.keys, 1))
           std::fill_n(content.data() + i * head_dim(), head_dim(), Scalar(0));
@@ -311,18 +314,29 @@ class PreparedQueryBias {
     return r.panels = detail::pack(by_feature.transposed(), columns, head_dim(), r.memory.data());
   }
 
-  /// The logits of a block for one head, with keys next to each other: as they are, or copied.
-  static LogitTile<const Scalar> with_keys_together(LogitTile<const Scalar> tile, const Block& block, Index h,
-                                                    std::vector<Scalar>& rows) {
-    const Scalar* from = tile.row(h, block.first_query);
-    if (tile.key_stride == 1) {
-      tile.data = from;
+  /// The logits of a block for one head in Scalar, with keys next to each other: as they are, or copied.
+  static LogitTile<const Scalar> with_keys_together(const detail::StoredTile<Scalar>& stored, const Block& block,
+                                                    Index h, std::vector<Scalar>& rows) {
+    LogitTile<const Scalar> tile = stored.at;
+    const detail::Elements<const Scalar> first =
+        stored.data + (h * tile.head_stride + block.first_query * tile.query_stride);
+    if (tile.key_stride == 1 && first.native()) {
+      tile.data = first.data();
       return tile;
     }
     rows.resize(static_cast<std::size_t>(block.queries * tile.keys));
-    for (Index j = 0; j < tile.keys; ++j)
-      for (Index i = 0; i < block.queries; ++i)
-        rows[static_cast<std::size_t>(i * tile.keys + j)] = from[i * tile.query_stride + j * tile.key_stride];
+    first.visit([&](const auto* from) {
+      const auto copy = [&](Index i, Index j) {
+        rows[static_cast<std::size_t>(i * tile.keys + j)] =
+            detail::widen(from[i * tile.query_stride + j * tile.key_stride]);
+      };
+      if (tile.key_stride == 1)
+        for (Index i = 0; i < block.queries; ++i)
+          for (Index j = 0; j < tile.keys; ++j) copy(i, j);
+      else
+        for (Index j = 0; j < tile.keys; ++j)
+          for (Index i = 0; i < block.queries; ++i) copy(i, j);
+    });
     tile.data = rows.data();
     tile.query_stride = tile.keys;
     tile.key_stride = 1;
@@ -420,15 +434,15 @@ auto PreparedQueryBias<Bias>::accumulator(const detail::TensorView<Scalar, 3>& g
 }
 
 template <class Bias>
-void PreparedQueryBias<Bias>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& to) const {
+void PreparedQueryBias<Bias>::accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const {
   constexpr Index most_queries = 32, most_keys = 512;  // long sums lose less in parts
-  for (Index key = tile.key, end = 0; key < tile.key + tile.keys; key = end) {
-    end = (std::min)(tile.key + tile.keys, (key / most_keys + 1) * most_keys);
-    LogitTile<const Scalar> part = tile;
-    part.data += (key - tile.key) * tile.key_stride;
-    part.key = key;
-    part.keys = end - key;
-    for_each_block(part, most_queries, [&](const Block& block) {
+  const Index last = tile.at.key + tile.at.keys;
+  for (Index key = tile.at.key, end = 0; key < last; key = end) {
+    end = (std::min)(last, (key / most_keys + 1) * most_keys);
+    detail::StoredTile<Scalar> part(tile.data + (key - tile.at.key) * tile.at.key_stride, tile.at);
+    part.at.key = key;
+    part.at.keys = end - key;
+    for_each_block(part.at, most_queries, [&](const Block& block) {
       if (columns_.numbered()) {
         accumulate(part, block, to.columns, to);
       } else {
