@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// What must not matter does not, to the last bit: threads, chunks, the rest of the batch, ranks, layouts, maps, the
+/// What must not matter does not, to the last bit: threads, chunks, the rest of the batch, ranks, layouts, maps, views, the
 /// type of positions and how they were written down, an offset of all positions, copies.
 #include <array>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -119,7 +120,8 @@ TEST_CASE("an entry without leading dimensions is an entry of a batch", "[laws]"
 }
 #endif
 
-TEMPLATE_TEST_CASE("ranks, layouts and maps are the same bits, forward and backward", "[laws]", POSBIAS_LAW_SCALARS) {
+TEMPLATE_TEST_CASE("ranks, layouts, maps and views are the same bits, forward and backward", "[laws]",
+                   POSBIAS_LAW_SCALARS) {
   using S = TestType;
   REQUIRE_FALSE(cases<S>().empty());
   for (const Case<S>& law_case : cases<S>()) {
@@ -153,12 +155,22 @@ TEMPLATE_TEST_CASE("any executor gives the same bits, forward and backward", "[l
       const Shape shape = law_case.large();
       const Bundle<S> in = Bundle<S>::numbers(shape);
       const bool works = law_case.truth.addend || law_case.truth.change_query || law_case.truth.bias;
+      // Views of larger tensors in one scene of each way to find relative positions.
+      const std::map<std::string, Form> views{{"range", {{1, 2}, Storage::fused}},
+                                              {"packed rows", {{2, 1}, Storage::narrowed}},
+                                              {"wide gaps per entry", {{1, 2}, Storage::heads_first}}};
       for (const Scene& scene : law_case.scenes(shape)) {
         INFO(scene.name);
         const Bundle<S> out = forward(*law_case.subject, in, scene);
-        CHECK(differing(forward(*law_case.subject, in, scene, runner), out) == "");
-        CHECK(differing(backward(*law_case.subject, out, scene, {.leading = {2}}, runner),
-                        backward(*law_case.subject, out, scene, {.leading = {2}})) == "");
+        const auto gradients = backward(*law_case.subject, out, scene, {.leading = {2}});
+        const auto check = [&](const Form& form) {
+          Bundle<S> again = in;
+          law_case.subject->forward(again, scene, form, runner);
+          CHECK(differing(again, out) == "");
+          CHECK(differing(backward(*law_case.subject, out, scene, form, runner), gradients) == "");
+        };
+        check({.leading = {2}});
+        if (const auto view = views.find(scene.name); view != views.end()) check(view->second);
       }
       if (works) CHECK(runner.tasks() > 0);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// A module as a `Subject`: hands bundles to its hooks as tensors of every rank, layout and kind.
+/// A module as a `Subject`: hands bundles to its hooks as tensors of every rank, layout and kind, and as views.
 #pragma once
 
 #include <array>
@@ -9,9 +9,11 @@
 #include <tuple>
 #include <type_traits>
 
+#include "laws/placed_bundle.hpp"
 #include "laws/subject.hpp"
 #include "posbias/core/parameters.hpp"
 #include "support/allocations.hpp"
+#include "support/placed.hpp"
 
 namespace posbias_test {
 
@@ -28,7 +30,7 @@ class Held {
 
  public:
   Held(const std::vector<S>& values, const Leading& leading, std::initializer_list<Index> trailing)
-      : sizes_(joined(leading, trailing)), memory_(values.size() + 1), tensor_(make()) {
+      : sizes_(sizes(leading, trailing)), memory_(values.size() + 1), tensor_(make()) {
     for (std::size_t i = 0; i < values.size(); ++i) tensor_.data()[place(i)] = values[i];
   }
   Held(const Held&) = delete;
@@ -44,10 +46,10 @@ class Held {
   }
 
  private:
-  static Sizes joined(const Leading& leading, std::initializer_list<Index> trailing) {
-    Sizes sizes{};
-    std::copy(trailing.begin(), trailing.end(), std::copy(leading.begin(), leading.end(), sizes.begin()));
-    return sizes;
+  static Sizes sizes(const Leading& leading, std::initializer_list<Index> trailing) {
+    Sizes result{};
+    std::ranges::copy(joined(leading, trailing), result.begin());
+    return result;
   }
 
   auto make() {
@@ -84,12 +86,12 @@ struct HeldBundle {
   Held<S, Rank + 3, V> v;
   Held<S, Rank + 3, M> mask;
 
-  HeldBundle(const Bundle<S>& b, const Leading& leading)
-      : x(b.x, leading, {b.shape.L1, b.shape.D}),
-        q(b.q, leading, {b.shape.L1, b.shape.NH, b.shape.H}),
-        k(b.k, leading, {b.shape.L2, b.shape.NH, b.shape.H}),
-        v(b.v, leading, {b.shape.L2, b.shape.NH, b.shape.H}),
-        mask(b.mask, leading, {b.shape.NH, b.shape.L1, b.shape.L2}) {}
+  HeldBundle(const Bundle<S>& b, const Form& form)
+      : x(b.x, form.leading, {b.shape.L1, b.shape.D}),
+        q(b.q, form.leading, {b.shape.L1, b.shape.NH, b.shape.H}),
+        k(b.k, form.leading, {b.shape.L2, b.shape.NH, b.shape.H}),
+        v(b.v, form.leading, {b.shape.L2, b.shape.NH, b.shape.H}),
+        mask(b.mask, form.leading, {b.shape.NH, b.shape.L1, b.shape.L2}) {}
 
   void give_back(Bundle<S>& b) const {
     b.x = x.values();
@@ -98,6 +100,7 @@ struct HeldBundle {
     b.v = v.values();
     b.mask = mask.values();
   }
+  void check_rest() const {}
 };
 
 template <class Module, class S>
@@ -109,8 +112,8 @@ class ModuleSubject : public Subject<S> {
     const auto token = scene.token_positions(form.leading, executor);
     const auto pair = scene.pair_positions(form.leading, executor);
     in_form(bundle, form, [&](auto type) {
-      typename decltype(type)::type held(bundle, form.leading);
-      call_hooks(held, token, pair);
+      typename decltype(type)::type held(bundle, form);
+      call_hooks(held, token, pair, form);
       held.give_back(bundle);
     });
   }
@@ -122,10 +125,11 @@ class ModuleSubject : public Subject<S> {
     auto grads = module_.zero_gradients();
     write(grads, parameter_gradients);
     in_form(gradients, form, [&](auto type) {
-      typename decltype(type)::type grad(gradients, form.leading);
-      const typename decltype(type)::type out(outputs, form.leading);
-      call_adjoints(grad, out, token, pair, grads);
+      typename decltype(type)::type grad(gradients, form);
+      const typename decltype(type)::type out(outputs, form);
+      call_adjoints(grad, out, token, pair, grads, form);
       grad.give_back(gradients);
+      out.check_rest();
     });
     parameter_gradients = read(grads);
   }
@@ -136,11 +140,11 @@ class ModuleSubject : public Subject<S> {
     const posbias::PairPositions pair{.q_k = q_k};
     std::size_t peak = 0;
     in_form(bundle, form, [&](auto type) {
-      typename decltype(type)::type held(bundle, form.leading), grad(bundle, form.leading);
+      typename decltype(type)::type held(bundle, form), grad(bundle, form);
       auto grads = module_.zero_gradients();
       peak = peak_bytes_of([&] {
-        call_hooks(held, token, pair);
-        call_adjoints(grad, std::as_const(held), token, pair, grads);
+        call_hooks(held, token, pair, form);
+        call_adjoints(grad, std::as_const(held), token, pair, grads, form);
       });
     });
     return peak;
@@ -158,20 +162,24 @@ class ModuleSubject : public Subject<S> {
 
  private:
   template <class Tensors>
-  void call_hooks(Tensors& to, const posbias::TokenPositions& token, const posbias::PairPositions& pair) const {
-    module_.mod_x(to.x.tensor(), token);
-    module_.mod_qkv(to.q.tensor(), to.k.tensor(), to.v.tensor(), pair);
-    module_.mod_mask(to.mask.tensor(), to.q.tensor(), to.k.tensor(), to.v.tensor(), pair);
+  void call_hooks(Tensors& to, const posbias::TokenPositions& token, const posbias::PairPositions& pair,
+                  const Form& form) const {
+    if (form.calls(Hook::mod_x)) module_.mod_x(to.x.tensor(), token);
+    if (form.calls(Hook::mod_qkv)) module_.mod_qkv(to.q.tensor(), to.k.tensor(), to.v.tensor(), pair);
+    if (form.calls(Hook::mod_mask))
+      module_.mod_mask(to.mask.tensor(), to.q.tensor(), to.k.tensor(), to.v.tensor(), pair);
   }
 
   template <class Tensors, class Gradients>
   void call_adjoints(Tensors& grad, const Tensors& out, const posbias::TokenPositions& token,
-                     const posbias::PairPositions& pair, Gradients& grads) const {
-    module_.mod_mask_backward(grad.mask.tensor(), grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(),
-                              out.k.tensor(), out.v.tensor(), pair, grads);
-    module_.mod_qkv_backward(grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(), out.k.tensor(),
-                             out.v.tensor(), pair, grads);
-    module_.mod_x_backward(grad.x.tensor(), token, grads);
+                     const posbias::PairPositions& pair, Gradients& grads, const Form& form) const {
+    if (form.calls(Hook::mod_mask))
+      module_.mod_mask_backward(grad.mask.tensor(), grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(),
+                                out.k.tensor(), out.v.tensor(), pair, grads);
+    if (form.calls(Hook::mod_qkv))
+      module_.mod_qkv_backward(grad.q.tensor(), grad.k.tensor(), grad.v.tensor(), out.q.tensor(), out.k.tensor(),
+                               out.v.tensor(), pair, grads);
+    if (form.calls(Hook::mod_x)) module_.mod_x_backward(grad.x.tensor(), token, grads);
   }
 
   template <class T>
@@ -181,10 +189,21 @@ class ModuleSubject : public Subject<S> {
 
   template <int Rank, Kind X, Kind Q = X, Kind K = X, Kind V = X, Kind M = X>
   using HeldAs = Type<HeldBundle<S, Rank, X, Q, K, V, M>>;
+  template <class X, class Q = X, class K = X, class V = X, class M = X>
+  using PlacedAs = Type<PlacedBundle<S, X, Q, K, V, M>>;
 
   template <class Run>
   static void in_form(const Bundle<S>& bundle, const Form& form, const Run& run) {
     if (product(form.leading) != bundle.shape.B) throw std::logic_error("the form is of another batch");
+    if (form.leading.size() == 2 && form.storage >= Storage::heads_first) {
+      if (form.elements == Elements::scalar) return run(PlacedAs<S>());
+      if constexpr (std::is_same_v<S, float>) {
+        using Eigen::bfloat16, Eigen::half;
+        if (form.elements == Elements::bfloat16) return run(PlacedAs<bfloat16>());
+        if (form.elements == Elements::half) return run(PlacedAs<half>());
+        return run(PlacedAs<bfloat16, float, bfloat16, bfloat16, half>());
+      }
+    }
     const std::pair rank_and_storage(form.leading.size(), form.storage);
     const auto is = [&](std::size_t rank, Storage storage) { return rank_and_storage == std::pair(rank, storage); };
     using enum Kind;

@@ -27,12 +27,21 @@
 namespace posbias_test {
 
 /// How values are handed to the hooks. Between them, maps and mixed hand every argument as a map of either layout that
-/// begins between two alignment boundaries.
-enum class Storage { row_major, col_major, maps, mixed };
+/// begins between two alignment boundaries. The last three are views of larger tensors, see `Places`.
+enum class Storage { row_major, col_major, maps, mixed, heads_first, narrowed, fused };
+
+/// What elements of views are; a module of float takes all of them. `several`: x, k and v are bfloat16, mask is half.
+enum class Elements { scalar, bfloat16, half, several };
+
+enum class Hook { mod_x, mod_qkv, mod_mask };
 
 struct Form {
   Leading leading{2};
   Storage storage = Storage::row_major;
+  Elements elements = Elements::scalar;
+  std::optional<Hook> only{};  ///< this hook alone is called
+
+  [[nodiscard]] bool calls(Hook hook) const { return only.value_or(hook) == hook; }
 };
 
 /// Values of all tensors of an attention, in row-major order.
@@ -178,7 +187,11 @@ inline constexpr bool all_forms = POSBIAS_TEST_ALL != 0;
 /// The forms that the laws know; float gets those that differ most.
 template <class S>
 std::vector<Form> forms() {
-  std::vector<Form> some{{{6}, Storage::row_major}, {{2, 3}, Storage::mixed}};
+  std::vector<Form> some{{{6}, Storage::row_major},
+                         {{2, 3}, Storage::mixed},
+                         {{2, 3}, Storage::heads_first},
+                         {{3, 2}, Storage::narrowed},
+                         {{1, 6}, Storage::fused}};
   if constexpr (all_forms) some.push_back({{6}, Storage::col_major});
   if constexpr (all_forms && std::is_same_v<S, double>) {
     some.push_back({{3, 2}, Storage::row_major});
