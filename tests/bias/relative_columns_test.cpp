@@ -46,6 +46,26 @@ LogitTile<const float> tile_at(Index n, Index query, Index queries, Index key, I
   return {nullptr, 0, 0, 0, n, 0, 1, query, queries, key, keys};
 }
 
+/// Each run of queries reads columns from the one that a piece begins at: a real one, also where keys are not in runs.
+void check_pieces(const RelativeColumns& columns, const PairLocations& at, const LogitTile<const float>& tile) {
+  const auto pieces = columns.pieces(tile);
+  const auto relative = columns.relative();
+  std::size_t wrong = 0;
+  columns.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
+    for (Index i = 0; i < queries; ++i)
+      for (const auto& piece : pieces) {
+        const Index first = column - i + piece.column;
+        if (first < 0 || first >= std::ssize(relative)) ++wrong;
+        for (Index j = 0; j < piece.count; ++j) {
+          const Index read = first + (piece.places == nullptr ? j : static_cast<Index>(piece.places[j]));
+          const double expected = difference(at, tile.batch, tile.query + query + i, tile.key + piece.key + j);
+          if (read < 0 || read >= std::ssize(relative) || relative[static_cast<std::size_t>(read)] != expected) ++wrong;
+        }
+      }
+  });
+  CHECK(wrong == 0);
+}
+
 /// Every pair of a tile that has a difference is in one slice, or row, that gives it; no other is.
 void check_tile(const RelativeColumns& columns, const PairLocations& at, const LogitTile<const float>& tile) {
   const auto pairs = static_cast<std::size_t>(tile.queries * tile.keys);
@@ -82,6 +102,7 @@ void check_tile(const RelativeColumns& columns, const PairLocations& at, const L
   CHECK(wrong == 0);
   CHECK(in_rows == expected);
   if (columns.numbered()) CHECK(in_slices == expected);
+  if (columns.in_runs()) check_pieces(columns, at, tile);
 }
 
 /// Checks columns and some tiles; returns whether there are columns.
@@ -154,6 +175,11 @@ TEST_CASE("runs of keys, holes and rows of other lengths in other batch entries"
   // Beyond 2^53 integers are still subtracted exactly.
   const Index far = Index{1} << 60;
   CHECK(check_columns({.q = Positions::range(far + 1), .k = Positions::range(far)}, 1, 5, 7, numbers));
+  // Batch entries far apart, whose keys are not in runs.
+  Eigen::Tensor<std::int64_t, 2> apart(3, 20);
+  for (Index n = 0; n < 3; ++n)
+    for (Index i = 0; i < 20; ++i) apart(n, i) = (n - 1) * 3 * far + 7 * i % 20;
+  CHECK(check_columns({.q_k = apart}, 3, 20, 20, numbers));
 }
 
 TEST_CASE("tokens without a position, and none with one, have no columns") {

@@ -204,13 +204,13 @@ class RelativeColumns {
   template <class S>
   [[nodiscard]] std::vector<ToeplitzPiece> pieces(const LogitTile<S>& tile) const {
     std::vector<ToeplitzPiece> result;
-    const Index first_place = (at_.k.shared() ? 0 : tile.batch * at_.k.count()) - at_.k.first();
+    const Index row = at_.k.shared() ? 0 : tile.batch, first_place = row * at_.k.count() - at_.k.first();
     const std::int64_t origin = at_.q.integer(0, 0) + lowest_;
     joined_keys_.for_each(tile.batch, tile.key, tile.key + tile.keys, [&](const PositionRun& run) {
       if (run.consecutive)
         result.push_back({run.begin - tile.key, run.count, static_cast<Index>(run.first - origin)});
       else
-        result.push_back({run.begin - tile.key, run.count, static_cast<Index>(first_place_ - origin),
+        result.push_back({run.begin - tile.key, run.count, static_cast<Index>(at_.k.integer(row, 0) - origin),
                           places_.data() + (first_place + run.begin)});
     });
     return result;
@@ -291,9 +291,8 @@ class RelativeColumns {
     constexpr Index worth_a_slice = 12;
     joined_keys_ = keys_.joined(worth_a_slice);
     if (joined_keys_.all_consecutive()) return;
-    first_place_ = at_.k.integer(0, 0);
     for (Index n = 0; n < at_.k.rows(); ++n)
-      for (Index j = 0; j < at_.k.count(); ++j) places_.push_back(at_.k.integer(n, j) - first_place_);
+      for (Index j = 0; j < at_.k.count(); ++j) places_.push_back(at_.k.integer(n, j) - at_.k.integer(n, 0));
   }
 
   /// A column for every difference that occurs, if they are not many more than the tokens. A pass over all pairs,
@@ -331,8 +330,7 @@ class RelativeColumns {
   // A range of columns:
   std::int64_t lowest_ = 0;  // relative position of the first
   PositionRuns queries_, keys_, joined_keys_;
-  std::int64_t first_place_ = 0;      // position of the first key,
-  std::vector<std::int64_t> places_;  // and of all keys counted from there, if some are not in runs
+  std::vector<std::int64_t> places_;  // of all keys, counted from the first of their row, if some are not in runs
   // Columns of differences:
   ColumnOf column_of_;
 };
