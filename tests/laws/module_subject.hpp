@@ -182,28 +182,14 @@ class ModuleSubject : public Subject<S> {
     if (form.calls(Hook::mod_x)) module_.mod_x_backward(grad.x.tensor(), token, grads);
   }
 
-  template <class T>
-  struct Type {
-    using type = T;
-  };
-
   template <int Rank, Kind X, Kind Q = X, Kind K = X, Kind V = X, Kind M = X>
-  using HeldAs = Type<HeldBundle<S, Rank, X, Q, K, V, M>>;
-  template <class X, class Q = X, class K = X, class V = X, class M = X>
-  using PlacedAs = Type<PlacedBundle<S, X, Q, K, V, M>>;
+  using HeldAs = std::type_identity<HeldBundle<S, Rank, X, Q, K, V, M>>;
 
   template <class Run>
   static void in_form(const Bundle<S>& bundle, const Form& form, const Run& run) {
     if (product(form.leading) != bundle.shape.B) throw std::logic_error("the form is of another batch");
-    if (form.leading.size() == 2 && form.storage >= Storage::heads_first) {
-      if (form.elements == Elements::scalar) return run(PlacedAs<S>());
-      if constexpr (std::is_same_v<S, float>) {
-        using Eigen::bfloat16, Eigen::half;
-        if (form.elements == Elements::bfloat16) return run(PlacedAs<bfloat16>());
-        if (form.elements == Elements::half) return run(PlacedAs<half>());
-        return run(PlacedAs<bfloat16, float, bfloat16, bfloat16, half>());
-      }
-    }
+    if (form.leading.size() == 2 && form.storage >= Storage::heads_first)
+      return with_elements<S, 2>(form.elements, run);
     const std::pair rank_and_storage(form.leading.size(), form.storage);
     const auto is = [&](std::size_t rank, Storage storage) { return rank_and_storage == std::pair(rank, storage); };
     using enum Kind;

@@ -8,59 +8,85 @@
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "laws/subject.hpp"
 #include "support/placed.hpp"
 
 namespace posbias_test {
 
+/// To the nearest numbers that E holds, as Eigen rounds.
+template <class E>
+void round_to(std::vector<float>& values) {
+  for (float& value : values) value = static_cast<float>(static_cast<E>(value));
+}
+
+inline void round_to(Elements elements, Bundle<float>& bundle) {
+  using Eigen::bfloat16, Eigen::half;
+  if (elements == Elements::bfloat16) bundle.for_each(round_to<bfloat16>);
+  if (elements == Elements::half) bundle.for_each(round_to<half>);
+  if (elements != Elements::several) return;
+  for (auto* values : {&bundle.x, &bundle.k, &bundle.v}) round_to<bfloat16>(*values);
+  round_to<half>(bundle.mask);
+}
+
 /// Where the tensors of a bundle lie. Heads first: the first two dimensions behind (B, *) have changed places, also of x
 /// and mask. Narrowed: some slots of a cache, with room between heads, features and entries, too. Fused: q, k and v are
 /// parts of one tensor, as far as they are of one type; x and mask run backwards.
-struct Places {
-  Place x, q, k, v, mask;
+struct Placements {
+  Placement x, q, k, v, mask;
+  bool fused = false;
 
-  Places(const Form& form, const Shape& s)
-      : x(joined(form.leading, {s.L1, s.D})),
-        q(joined(form.leading, {s.L1, s.NH, s.H})),
-        k(joined(form.leading, {s.L2, s.NH, s.H})),
-        v(k),
-        mask(joined(form.leading, {s.NH, s.L1, s.L2})) {
-    const std::size_t first = form.leading.size();
-    for (Place* place : {&x, &q, &k, &v, &mask}) {
-      if (form.storage == Storage::heads_first) std::swap(place->order[first], place->order[first + 1]);
-      if (form.storage != Storage::narrowed) continue;
-      for (Place::Dimension& dimension : place->dimensions) dimension.after = 1;
-      for (std::size_t d = first; d < place->dimensions.size(); ++d) place->dimensions[d].before = d == first ? 4 : 1;
+  /// Each whole and row-major.
+  Placements(const std::vector<Index>& x_sizes, const std::vector<Index>& q_sizes, const std::vector<Index>& k_sizes,
+             const std::vector<Index>& v_sizes, const std::vector<Index>& mask_sizes)
+      : x(x_sizes), q(q_sizes), k(k_sizes), v(v_sizes), mask(mask_sizes) {}
+
+  Placements(const Form& form, const Shape& s)
+      : Placements(joined(form.leading, {s.L1, s.D}), joined(form.leading, {s.L1, s.NH, s.H}),
+                   joined(form.leading, {s.L2, s.NH, s.H}), joined(form.leading, {s.L2, s.NH, s.H}),
+                   joined(form.leading, {s.NH, s.L1, s.L2})) {
+    lie(form.storage, form.leading.size());
+  }
+
+  void lie(Storage storage, std::size_t leading) {
+    for (Placement* tensor : {&x, &q, &k, &v, &mask}) {
+      if (storage == Storage::heads_first) std::swap(tensor->order[leading], tensor->order[leading + 1]);
+      if (storage != Storage::narrowed) continue;
+      for (Placement::Dimension& dimension : tensor->dimensions) dimension.after = 1;
+      for (std::size_t d = leading; d < tensor->dimensions.size(); ++d)
+        tensor->dimensions[d].before = d == leading ? 4 : 1;
     }
-    if (form.storage != Storage::fused) return;
+    fused = storage == Storage::fused;
+    if (!fused) return;
+    const Index tokens = std::max(q.dimensions[leading].size, k.dimensions[leading].size);
+    const Index heads = q.dimensions[leading + 1].size;
     Index part = 0;
-    for (Place* place : {&q, &k, &v}) {
-      Place::Dimension &tokens = place->dimensions[first], &heads = place->dimensions[first + 1];
-      tokens.after = std::max(s.L1, s.L2) - tokens.size;
-      heads.before = part * s.NH;
-      heads.after = (2 - part++) * s.NH;
+    for (Placement* tensor : {&q, &k, &v}) {
+      tensor->dimensions[leading].after = tokens - tensor->dimensions[leading].size;
+      tensor->dimensions[leading + 1].before = part * heads;
+      tensor->dimensions[leading + 1].after = (2 - part++) * heads;
     }
     x.dimensions.back().step = -2;
     mask.dimensions.back().step = -1;
   }
 };
 
-/// The tensors of a bundle with two leading dimensions at `Places`, with elements of these types.
-template <class S, class X, class Q, class K, class V, class M>
+/// The tensors of a bundle with `Rank` leading dimensions at `Placements`, with elements of these types.
+template <class S, int Rank, class X, class Q, class K, class V, class M>
 struct PlacedBundle {
-  Placed<X, 4> x;
-  Placed<Q, 5> q;
-  Placed<K, 5> k;
-  Placed<V, 5> v;
-  Placed<M, 5> mask;
+  Placed<X, Rank + 2> x;
+  Placed<Q, Rank + 3> q;
+  Placed<K, Rank + 3> k;
+  Placed<V, Rank + 3> v;
+  Placed<M, Rank + 3> mask;
 
-  PlacedBundle(const Bundle<S>& b, const Form& form) : PlacedBundle(b, Places(form, b.shape), form.storage) {}
-  PlacedBundle(const Bundle<S>& b, const Places& at, Storage storage)
+  PlacedBundle(const Bundle<S>& b, const Form& form) : PlacedBundle(b, Placements(form, b.shape)) {}
+  PlacedBundle(const Bundle<S>& b, const Placements& at)
       : x(b.x, at.x),
         q(b.q, at.q),
-        k(b.k, at.k, shared_memory<K>(q, storage)),
-        v(b.v, at.v, shared_memory<V>(k, storage)),
+        k(b.k, at.k, shared_memory<K>(q, at.fused)),
+        v(b.v, at.v, shared_memory<V>(k, at.fused)),
         mask(b.mask, at.mask) {}
 
   void give_back(Bundle<S>& b) const {
@@ -79,11 +105,26 @@ struct PlacedBundle {
 
  private:
   template <class E, class Other>
-  static std::shared_ptr<Memory<E>> shared_memory(const Other& other, Storage storage) {
+  static std::shared_ptr<Memory<E>> shared_memory(const Other& other, bool fused) {
     if constexpr (std::is_same_v<decltype(other.memory()), const std::shared_ptr<Memory<E>>&>)
-      if (storage == Storage::fused) return other.memory();
+      if (fused) return other.memory();
     return nullptr;
   }
 };
+
+/// Calls `use` with the type of the bundle that has these elements.
+template <class S, int Rank, class Use>
+void with_elements(Elements elements, const Use& use) {
+  using Eigen::bfloat16, Eigen::half;
+  if (elements == Elements::scalar) return use(std::type_identity<PlacedBundle<S, Rank, S, S, S, S, S>>());
+  if constexpr (std::is_same_v<S, float>) {
+    if (elements == Elements::bfloat16)
+      return use(std::type_identity<PlacedBundle<S, Rank, bfloat16, bfloat16, bfloat16, bfloat16, bfloat16>>());
+    if (elements == Elements::half)
+      return use(std::type_identity<PlacedBundle<S, Rank, half, half, half, half, half>>());
+    return use(std::type_identity<PlacedBundle<S, Rank, bfloat16, S, bfloat16, bfloat16, half>>());
+  }
+  throw std::logic_error("elements that a module of this scalar does not take");
+}
 
 }  // namespace posbias_test

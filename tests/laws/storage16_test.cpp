@@ -3,9 +3,9 @@
 /// Hooks and adjoints on tensors of 16 bits give, to the last bit, the float hooks on the widened values, with every
 /// tensor rounded to nearest even after each hook. Gradients of parameters are those of the float calls.
 #include <initializer_list>
-#include <type_traits>
 #include <vector>
 
+#include "laws/placed_bundle.hpp"
 #include "laws/subject.hpp"
 #include "support/catch.hpp"
 
@@ -13,21 +13,6 @@
 using namespace posbias_test;
 
 namespace {
-
-/// As Eigen rounds.
-template <class E>
-void round_to(std::vector<float>& values) {
-  for (float& value : values) value = static_cast<float>(static_cast<E>(value));
-}
-
-void round_to(Elements elements, Bundle<float>& bundle) {
-  using Eigen::bfloat16, Eigen::half;
-  if (elements == Elements::bfloat16) bundle.for_each(round_to<bfloat16>);
-  if (elements == Elements::half) bundle.for_each(round_to<half>);
-  if (elements != Elements::several) return;
-  for (auto* values : {&bundle.x, &bundle.k, &bundle.v}) round_to<bfloat16>(*values);
-  round_to<half>(bundle.mask);
-}
 
 /// Numbers that the elements hold.
 Bundle<float> numbers(Elements elements, const Shape& shape, std::uint64_t seed) {

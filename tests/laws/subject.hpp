@@ -27,7 +27,7 @@
 namespace posbias_test {
 
 /// How values are handed to the hooks. Between them, maps and mixed hand every argument as a map of either layout that
-/// begins between two alignment boundaries. The last three are views of larger tensors, see `Places`.
+/// begins between two alignment boundaries. The last three are views of larger tensors, see `Placements`.
 enum class Storage { row_major, col_major, maps, mixed, heads_first, narrowed, fused };
 
 /// What elements of views are; a module of float takes all of them. `several`: x, k and v are bfloat16, mask is half.

@@ -26,7 +26,7 @@ inline std::vector<Index> joined(std::vector<Index> sizes, std::initializer_list
 }
 
 /// Where a tensor lies in a larger one.
-struct Place {
+struct Placement {
   /// A dimension: `before` of the larger one's indices, then one of the tensor's in every |step|, then `after`. A negative
   /// step runs backwards, 0 repeats one index.
   struct Dimension {
@@ -38,7 +38,7 @@ struct Place {
   std::vector<std::size_t> order;  ///< of the larger tensor's dimensions in memory, the outermost first
 
   /// Whole and row-major.
-  explicit Place(const std::vector<Index>& sizes) : order(sizes.size()) {
+  explicit Placement(const std::vector<Index>& sizes) : order(sizes.size()) {
     for (const Index size : sizes) dimensions.push_back({size});
     std::iota(order.begin(), order.end(), std::size_t{0});
   }
@@ -81,9 +81,9 @@ class Placed {
  public:
   /// `values` in row-major order, rounded to E; in `memory`, which is as large as the place says, or in new memory.
   template <class S>
-  Placed(const std::vector<S>& values, const Place& place, std::shared_ptr<Memory<E>> memory = nullptr)
-      : memory_(memory != nullptr ? std::move(memory) : std::make_shared<Memory<E>>(place.count())),
-        map_(map_at(place)) {
+  Placed(const std::vector<S>& values, const Placement& placement, std::shared_ptr<Memory<E>> memory = nullptr)
+      : memory_(memory != nullptr ? std::move(memory) : std::make_shared<Memory<E>>(placement.count())),
+        map_(map_at(placement)) {
     for_each([&, i = std::size_t{0}](E& element) mutable {
       element = static_cast<E>(values[i++]);
       memory_->take(element);
@@ -105,12 +105,12 @@ class Placed {
  private:
   using Map = posbias::StridedMap<E, Rank>;
 
-  [[nodiscard]] Map map_at(const Place& place) const {
+  [[nodiscard]] Map map_at(const Placement& placement) const {
     typename Map::Dimensions sizes{}, strides{};
     Index stride = 1, first = 0;
-    for (std::size_t i = place.order.size(); i-- > 0;) {
-      const std::size_t d = place.order[i];
-      const Place::Dimension& dimension = place.dimensions[d];
+    for (std::size_t i = placement.order.size(); i-- > 0;) {
+      const std::size_t d = placement.order[i];
+      const Placement::Dimension& dimension = placement.dimensions[d];
       sizes[d] = dimension.size;
       strides[d] = stride * dimension.step;
       first += stride * dimension.first();

@@ -40,7 +40,8 @@ Drawn<S> draw_transformer_xl(FuzzedDataProvider& input) {
                   .qkv_features = head_dim,
                   .mask_heads = heads,
                   .mask_features = head_dim,
-                  .qkv_has_positions = false});
+                  .qkv_has_positions = false,
+                  .changes_k = false});
 }
 
 template <class S>

@@ -17,40 +17,54 @@
 
 #include "fuzz/modules/place.hpp"
 #include "fuzz/require.hpp"
-#include "laws/module_subject.hpp"
+#include "laws/placed_bundle.hpp"
 #include "laws/subject.hpp"
 #include "laws/truths.hpp"
 #include "posbias/core/error.hpp"
+#include "posbias/core/parameters.hpp"
 
 namespace posbias_fuzz {
 
-using posbias_test::Held;
-using posbias_test::Kind;
+using posbias_test::Bundle;
+using posbias_test::Elements;
+using posbias_test::Hook;
 using posbias_test::Named;
+using posbias_test::Placement;
+using posbias_test::Placements;
+using posbias_test::Storage;
 using posbias_test::Truth;
 namespace truths = posbias_test::truths;
 
-/// A call's tensors: of float (B, ...), row-major; of double (B, *, ...), of both layouts, and maps.
+/// Leading dimensions of a call's tensors.
 template <class S>
-struct Forms {
-  static constexpr bool plain = std::is_same_v<S, float>;
-  static constexpr int leading = plain ? 1 : 2;
-  using X = Held<S, leading + 2, plain ? Kind::row : Kind::col_map>;
-  using Q = Held<S, leading + 3, plain ? Kind::row : Kind::col_map>;
-  using K = Held<S, leading + 3, plain ? Kind::row : Kind::row_map>;
-  using V = Held<S, leading + 3, plain ? Kind::row : Kind::col>;
-  using Mask = Held<S, leading + 3, plain ? Kind::row : Kind::col_map>;
+inline constexpr int leading_rank = std::is_same_v<S, float> ? 1 : 2;
+
+/// How a call's tensors lie in memory.
+struct Stored {
+  Placements at;
+  Elements elements = Elements::scalar;
 };
+
+/// Calls a hook; true unless it throws what hooks may throw.
+template <class Call>
+bool accepted(const Call& call) {
+  try {
+    call();
+    return true;
+  } catch (const posbias::ShapeError&) {
+    return false;
+  } catch (const posbias::PositionError&) {
+    return false;
+  }
+}
 
 template <class S>
 class Hooks {
  public:
   virtual ~Hooks() = default;
-  virtual void mod_x(typename Forms<S>::X& x, const posbias::TokenPositions& at) const = 0;
-  virtual void mod_qkv(typename Forms<S>::Q& q, typename Forms<S>::K& k, typename Forms<S>::V& v,
-                       const posbias::PairPositions& at) const = 0;
-  virtual void mod_mask(typename Forms<S>::Mask& mask, const typename Forms<S>::Q& q, const typename Forms<S>::K& k,
-                        const typename Forms<S>::V& v, const posbias::PairPositions& at) const = 0;
+  /// Calls a hook on the tensors; false if it refuses them.
+  virtual bool call(Hook hook, Bundle<S>& tensors, const Stored& stored, const posbias::TokenPositions& token,
+                    const posbias::PairPositions& pair) const = 0;
   [[nodiscard]] virtual Named<S> parameters() const = 0;
 };
 
@@ -59,16 +73,20 @@ class HooksOf : public Hooks<S> {
  public:
   explicit HooksOf(Module module) : module_(std::move(module)) {}
 
-  void mod_x(typename Forms<S>::X& x, const posbias::TokenPositions& at) const override {
-    module_.mod_x(x.tensor(), at);
-  }
-  void mod_qkv(typename Forms<S>::Q& q, typename Forms<S>::K& k, typename Forms<S>::V& v,
-               const posbias::PairPositions& at) const override {
-    module_.mod_qkv(q.tensor(), k.tensor(), v.tensor(), at);
-  }
-  void mod_mask(typename Forms<S>::Mask& mask, const typename Forms<S>::Q& q, const typename Forms<S>::K& k,
-                const typename Forms<S>::V& v, const posbias::PairPositions& at) const override {
-    module_.mod_mask(mask.tensor(), q.tensor(), k.tensor(), v.tensor(), at);
+  bool call(Hook hook, Bundle<S>& tensors, const Stored& stored, const posbias::TokenPositions& token,
+            const posbias::PairPositions& pair) const override {
+    bool result = false;
+    posbias_test::with_elements<S, leading_rank<S>>(stored.elements, [&](auto type) {
+      typename decltype(type)::type held(tensors, stored.at);
+      result = accepted([&] {
+        if (hook == Hook::mod_x) module_.mod_x(held.x.tensor(), token);
+        if (hook == Hook::mod_qkv) module_.mod_qkv(held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+        if (hook == Hook::mod_mask)
+          module_.mod_mask(held.mask.tensor(), held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+      });
+      held.give_back(tensors);
+    });
+    return result;
   }
   [[nodiscard]] Named<S> parameters() const override {
     Named<S> values;
@@ -90,6 +108,7 @@ struct Needs {
   Index mask_heads = 0, mask_features = 0;                   ///< of mod_mask
   bool squares = false;                                      ///< of positions, in variances, which overflow
   bool qkv_has_positions = true;                             ///< mod_qkv looks at them
+  bool changes_k = true;                                     ///< mod_qkv does, beside q
 };
 
 template <class S>

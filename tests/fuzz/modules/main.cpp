@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Every module, of random options, on random shapes, positions and flags. What is right gives what the oracle says;
-/// what is not throws ShapeError or PositionError and writes nothing, or OptionError before there is a module.
+/// what is not throws ShapeError or PositionError and writes nothing, or OptionError before there is a module. Memory of
+/// any order and any strides gives the same bits, and of 16 bits those of float, rounded.
 #include <vector>
 
 #include "fuzz/modules/drawn.hpp"
@@ -10,22 +11,8 @@
 namespace posbias_fuzz {
 namespace {
 
-using posbias_test::Bundle;
 using posbias_test::Scene;
 using posbias_test::Shape;
-
-/// Calls a hook; true unless it throws what hooks may throw.
-template <class Call>
-bool accepted(const Call& call) {
-  try {
-    call();
-    return true;
-  } catch (const posbias::ShapeError&) {
-    return false;
-  } catch (const posbias::PositionError&) {
-    return false;
-  }
-}
 
 template <class S>
 std::vector<S> numbers(const std::vector<Index>& shape, std::uint64_t seed) {
@@ -103,28 +90,53 @@ Sizes draw_sizes(FuzzedDataProvider& input, const Needs& needs, int rank, bool s
   return sizes;
 }
 
+/// How tensors lie: whole, as one of the forms that the laws know, or anyhow.
+Placements draw_placements(FuzzedDataProvider& input, const Sizes& sizes) {
+  Placements result(sizes.x, sizes.q, sizes.k, sizes.v, sizes.mask);
+  const auto storage = input.PickValueInArray(
+      {Storage::row_major, Storage::heads_first, Storage::narrowed, Storage::fused, Storage::mixed});
+  if (storage != Storage::mixed) {
+    if (storage != Storage::fused || !sizes.flawed) result.lie(storage, sizes.leading.size());
+    return result;
+  }
+  for (Placement* tensor : {&result.x, &result.q, &result.k, &result.v, &result.mask}) {
+    for (Placement::Dimension& dimension : tensor->dimensions) {
+      dimension.before = input.ConsumeIntegralInRange<Index>(0, 1);
+      dimension.after = input.ConsumeIntegralInRange<Index>(0, 1);
+      dimension.step = input.PickValueInArray({Index{1}, Index{-1}});
+    }
+    tensor->dimensions.back().step *= input.ConsumeIntegralInRange<Index>(1, 2);
+    for (std::size_t last = tensor->order.size(); last > 1; --last)
+      std::swap(tensor->order[last - 1], tensor->order[input.ConsumeIntegralInRange<std::size_t>(0, last - 1)]);
+  }
+  return result;
+}
+
+/// A tensor of which elements share memory.
+bool repeats(const Placement& tensor) {
+  const auto any_of = [&](auto predicate) { return std::ranges::any_of(tensor.dimensions, predicate); };
+  return any_of([](const Placement::Dimension& d) { return d.step == 0 && d.size > 1; }) &&
+         !any_of([](const Placement::Dimension& d) { return d.size == 0; });
+}
+
 template <class S>
 class Call {
  public:
   Call(FuzzedDataProvider& input, const Drawn<S>& module)
       : module_(module),
         together_(one_in(input, 4)),
-        sizes_(draw_sizes(input, module.needs, Forms<S>::leading, together_ && !one_in(input, 8))),
-        x_(numbers<S>(sizes_.x, 1), sizes_.x, {}),
-        q_(numbers<S>(sizes_.q, 2), sizes_.q, {}),
-        k_(numbers<S>(sizes_.k, 3), sizes_.k, {}),
-        v_(numbers<S>(sizes_.v, 4), sizes_.v, {}),
-        mask_(numbers<S>(sizes_.mask, 5), sizes_.mask, {}),
+        sizes_(draw_sizes(input, module.needs, leading_rank<S>, together_ && !one_in(input, 8))),
         place_q_(draw_place(input, sizes_.leading, sizes_.L1())),
         place_k_(together_ ? place_q_ : draw_place(input, sizes_.leading, sizes_.L2())) {
     draw_flags(input);
     if (together_ && one_in(input, 16))
       (input.ConsumeBool() ? place_too_.q : place_too_.k) = posbias::Positions::range();
+    draw_memory(input);
   }
 
   void check() {
     const bool x = check_x(), qkv = check_qkv(), mask = check_mask();
-    if (x && qkv && mask && !sizes_.flawed) check_values();
+    if (x && qkv && mask && !sizes_.flawed && stored_.elements == Elements::scalar) check_values();
   }
 
  private:
@@ -141,6 +153,33 @@ class Call {
     if (flags_.flags.empty()) flags_.flag_count = 0;
   }
 
+  void draw_memory(FuzzedDataProvider& input) {
+    Placements& at = stored_.at;
+    at = draw_placements(input, sizes_);
+    if (std::is_same_v<S, float>)
+      stored_.elements =
+          input.PickValueInArray({Elements::scalar, Elements::bfloat16, Elements::half, Elements::several});
+    if (at.fused && stored_.elements != Elements::several && one_in(input, 2)) {  // k is where q is
+      const std::size_t heads = sizes_.leading.size() + 1;
+      at.k.dimensions[heads] = at.q.dimensions[heads];
+      share_ = posbias_test::product(sizes_.q) > 0 && posbias_test::product(sizes_.k) > 0;
+    }
+    if (!at.fused && one_in(input, 4)) {
+      Placement* const all[] = {&at.x, &at.q, &at.k, &at.v, &at.mask};
+      auto& dimensions = all[input.ConsumeIntegralInRange<std::size_t>(0, 4)]->dimensions;
+      dimensions[input.ConsumeIntegralInRange<std::size_t>(0, dimensions.size() - 1)].step = 0;
+    }
+    tensors_.x = numbers<S>(sizes_.x, 1);
+    tensors_.q = numbers<S>(sizes_.q, 2);
+    tensors_.k = numbers<S>(sizes_.k, 3);
+    tensors_.v = numbers<S>(sizes_.v, 4);
+    tensors_.mask = numbers<S>(sizes_.mask, 5);
+    // Rounded, and repeated where elements share memory.
+    posbias_test::with_elements<S, leading_rank<S>>(
+        stored_.elements, [&](auto type) { typename decltype(type)::type(tensors_, at).give_back(tensors_); });
+    in_ = tensors_;
+  }
+
   [[nodiscard]] bool flags_are_right() const {
     return flags_.flags.empty() || (flags_.flag_count <= sizes_.x[sizes_.leading.size()] &&
                                     (flags_.flag_rows == 0 || broadcasts(flag_leading_, sizes_.leading_of(sizes_.x))));
@@ -155,10 +194,7 @@ class Call {
         !module_.needs.uses_x ||
         (sizes_.x.back() == module_.needs.dim && flags_are_right() && place_q_.right(leading, tokens, flags_) &&
          (!module_.truth.ids_below || place_q_.ids_below(*module_.truth.ids_below, leading, tokens, flags_)));
-    const std::vector<S> before = x_.values();
-    return check_hook(
-        "mod_x", right, [&] { module_.hooks->mod_x(x_, at); },
-        [&] { return posbias_test::same_bits(before, x_.values()); });
+    return check_hook(Hook::mod_x, "mod_x", right && !(module_.needs.uses_x && repeats(stored_.at.x)), at);
   }
 
   [[nodiscard]] posbias::PairPositions pair() const {
@@ -186,13 +222,13 @@ class Call {
         !needs.uses_qkv ||
         (sizes_.are_attention() && fits(needs.qkv_heads, sizes_.trailing(sizes_.q, 1)) &&
          fits(needs.qkv_features, sizes_.trailing(sizes_.q, 2)) && (!needs.qkv_has_positions || pair_is_right()));
-    const std::vector<S> q = q_.values(), k = k_.values(), v = v_.values();
-    return check_hook(
-        "mod_qkv", right, [&] { module_.hooks->mod_qkv(q_, k_, v_, pair()); },
-        [&] {
-          return posbias_test::same_bits(q, q_.values()) && posbias_test::same_bits(k, k_.values()) &&
-                 posbias_test::same_bits(v, v_.values());
-        });
+    const auto refuses_memory = [&] {
+      if (repeats(stored_.at.q) || (needs.changes_k && repeats(stored_.at.k))) return true;
+      // One tensor, at the same positions, may be changed as both.
+      const posbias::PairPositions at = pair();
+      return share_ && !(needs.changes_k && sizes_.L1() == sizes_.L2() && !at.q.given() && !at.k.given());
+    };
+    return check_hook(Hook::mod_qkv, "mod_qkv", right && !(needs.uses_qkv && refuses_memory()), {});
   }
 
   bool check_mask() {
@@ -203,17 +239,22 @@ class Call {
         !needs.uses_mask ||
         (sizes_.are_attention() && sizes_.have_mask() && fits(needs.mask_heads, sizes_.trailing(sizes_.q, 1)) &&
          fits(needs.mask_features, sizes_.trailing(sizes_.q, 2)) && pair_is_right() && integers);
-    const std::vector<S> before = mask_.values();
-    return check_hook(
-        "mod_mask", right, [&] { module_.hooks->mod_mask(mask_, q_, k_, v_, pair()); },
-        [&] { return posbias_test::same_bits(before, mask_.values()); });
+    return check_hook(Hook::mod_mask, "mod_mask", right && !(needs.uses_mask && repeats(stored_.at.mask)), {});
   }
 
-  /// The hook must take what is right, and else throw and leave everything as it was.
-  template <class Hook, class Unchanged>
-  static bool check_hook(const std::string& name, bool right, const Hook& hook, const Unchanged& unchanged) {
-    require(accepted(hook) == right, name + (right ? " refuses what is right" : " takes what is not right"));
-    if (!right) require(unchanged(), name + " wrote and then threw");
+  /// The hook must take what is right, and else throw and leave everything as it was. On whole tensors of S it gives the
+  /// same bits, but for rounding.
+  bool check_hook(Hook hook, const std::string& name, bool right, const posbias::TokenPositions& token) {
+    Bundle<S> expected = tensors_;
+    require(module_.hooks->call(hook, tensors_, stored_, token, pair()) == right,
+            name + (right ? " refuses what is right" : " takes what is not right"));
+    if (right) {
+      const Stored whole{{sizes_.x, sizes_.q, sizes_.k, sizes_.v, sizes_.mask}};
+      require(module_.hooks->call(hook, expected, whole, token, pair()), name + " depends on memory");
+      if constexpr (std::is_same_v<S, float>) posbias_test::round_to(stored_.elements, expected);
+    }
+    require(posbias_test::differing(tensors_, expected).empty(),
+            name + (right ? " gives other values in other memory" : " wrote and then threw"));
     return right;
   }
 
@@ -225,17 +266,7 @@ class Call {
                       sizes_.L2(),
                       sizes_.q[rank + 2],
                       sizes_.x[rank + 1]};
-    Bundle<S> in(shape), out(shape);
-    in.x = numbers<S>(sizes_.x, 1);
-    in.q = numbers<S>(sizes_.q, 2);
-    in.k = numbers<S>(sizes_.k, 3);
-    in.v = numbers<S>(sizes_.v, 4);
-    in.mask = numbers<S>(sizes_.mask, 5);
-    out.x = x_.values();
-    out.q = q_.values();
-    out.k = k_.values();
-    out.v = v_.values();
-    out.mask = mask_.values();
+    in_.shape = tensors_.shape = shape;
     Scene scene = flags_;
     scene.q = place_q_.where;
     scene.k = place_k_.where;
@@ -246,22 +277,21 @@ class Call {
     // The variance of a layer norm is infinite there, in double, and its output the bias.
     if (module_.needs.squares && scene.furthest() > 0x1p490L) return;
     const std::string difference =
-        posbias_test::Oracle<S>(module_.truth, module_.hooks->parameters(), scene, in, std::move(out)).difference();
+        posbias_test::Oracle<S>(module_.truth, module_.hooks->parameters(), scene, in_, std::move(tensors_))
+            .difference();
     require(difference.empty(), difference);
   }
 
   const Drawn<S>& module_;
   bool together_;
   Sizes sizes_;
-  typename Forms<S>::X x_;
-  typename Forms<S>::Q q_;
-  typename Forms<S>::K k_;
-  typename Forms<S>::V v_;
-  typename Forms<S>::Mask mask_;
   Place place_q_, place_k_;
   posbias::PairPositions place_too_;
   Scene flags_;
   Leading flag_leading_;
+  Stored stored_{{sizes_.x, sizes_.q, sizes_.k, sizes_.v, sizes_.mask}};
+  bool share_ = false;  ///< q and k do, elements
+  Bundle<S> in_{Shape{0, 0, 0, 0, 0, 0}}, tensors_ = in_;
 };
 
 template <class S>
