@@ -5,10 +5,12 @@
 #include <posbias/posbias.hpp>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/modules.hpp"
 
 namespace {
 
@@ -83,6 +85,7 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
     static_assert(PositionalModule<std::remove_cvref_t<decltype(module)>, S>);
   };
 
+  std::apply([&](const auto&... modules) { (use(modules), ...); }, posbias_test::every_module<S>());
   use(Identity());
   use(Identity{});
   use(Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::interleaved, .divide = 1, .learned_div = false}));
@@ -112,6 +115,15 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
                         .divide = 1,
                         .learned_div = false}));
   use(TransformerXL<S>({.dim = 24, .n_heads = 3, .form = XLForm::bio_attention, .layout = SinusoidLayout::half}, 7));
+  use(DisentangledBias<S>({.n_heads = 3,
+                           .head_dim = 8,
+                           .n_positions = 9,
+                           .position_size = 2,
+                           .same_positional_key_query_proj = true,
+                           .mode = {c2p, p2c},
+                           .scale = 0.5,
+                           .index = DisentangledIndex::paper},
+                          7));
   use(Compose(Sinusoidal<S>({.dim = 8}), Rotary<S>({.head_dim = 8}), ALiBi<S>({.n_heads = 3})));
 }
 

@@ -14,6 +14,7 @@
 #include "posbias/attention/scaled_dot_product.hpp"
 #include "posbias/rotation/rotary.hpp"
 #include "support/catch.hpp"
+#include "support/modules.hpp"
 #include "support/thread_runner.hpp"
 
 using namespace posbias;
@@ -92,6 +93,16 @@ MaskCase some_hidden(const AttentionSizes& s) {
 constexpr AttentionSizes across_blocks{1, 67, 261, 2, 1, 4, 3};
 
 }  // namespace
+
+TEST_CASE("every module that changes queries, keys or logits is in a scheme", "[attention]") {
+  for_each_module_type<double>([]<class Module>(std::type_identity<Module>) {
+    if (detail::leaves_qkv_alone<Module> && detail::leaves_mask_alone<Module>) return;
+    const bool is_in_one = std::ranges::any_of(
+        schemes<double>(), [](Scheme scheme) { return name_of(scheme).find(Module::name) != std::string::npos; });
+    INFO(Module::name);
+    CHECK(is_in_one);
+  });
+}
 
 TEMPLATE_TEST_CASE("attention is the same bits with any executor, forward and backward", "[attention]", float, double) {
   using S = TestType;

@@ -9,19 +9,17 @@
 #include <posbias/parallel/thread_pool.hpp>
 #include <string>
 #include <string_view>
+#include <tuple>
+
+#include "../support/modules.hpp"
 
 namespace {
 
-/// All modules as one, for 3 heads of 8 features.
+/// All modules as one.
 template <class Scalar>
 auto every_module() {
-  using namespace posbias;
-  return Compose(Sinusoidal<Scalar>({.dim = 24}), LearnedVocab<Scalar>({.dim = 24, .max_seq_len = 8}, 1),
-                 LearnedContinuous<Scalar>({.dim = 24}, 2), Rotary<Scalar>({.head_dim = 8}),
-                 ALiBi<Scalar>({.n_heads = 3}), RelativePositionBias<Scalar>({.n_heads = 3}, 3),
-                 DynamicPositionBias<Scalar>({.dim = 8, .n_heads = 3}, 4),
-                 TransformerXL<Scalar>({.dim = 24, .n_heads = 3}, 5),
-                 DisentangledBias<Scalar>({.n_heads = 3, .head_dim = 8, .n_positions = 4}, 6));
+  return std::apply([](const auto&... modules) { return posbias::Compose(modules...); },
+                    posbias_test::every_module<Scalar>());
 }
 
 template <class Tensor>
@@ -36,7 +34,7 @@ bool attention_works(const posbias::Executor& executor) {
   const posbias::AttentionOptions options{
       .causal = true, .at = {.q_k = posbias::Positions::range(3)}, .executor = executor};
   Eigen::Tensor<Scalar, 4, Layout> q(2, 1, 3, 8), k(2, 1, 3, 8), v(2, 1, 3, 8), out(2, 1, 3, 8);
-  Eigen::Tensor<Scalar, 3, Layout> x(2, 1, 24);
+  Eigen::Tensor<Scalar, 3, Layout> x(2, 1, 8);
   for (posbias::Index i = 0; i < v.size(); ++i) v.data()[i] = static_cast<Scalar>(i);
   q.setConstant(1);
   k.setConstant(2);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Every module computes what the oracle says, wherever its tokens are; a hook that it does not use is the identity.
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "laws/oracle.hpp"
 #include "laws/subject.hpp"
 #include "support/catch.hpp"
+#include "support/modules.hpp"
 
 using namespace posbias_test;
 
@@ -65,6 +67,15 @@ TEMPLATE_TEST_CASE("one token, no token, no key, no batch entry", "[laws]", POSB
           }
     }
   }
+}
+
+TEST_CASE("every module has cases", "[laws]") {
+  for_each_module_type<double>([]<class Module>(std::type_identity<Module>) {
+    const bool has_one = std::ranges::any_of(
+        cases<double>(), [](const Case<double>& law_case) { return law_case.name.starts_with(Module::name); });
+    INFO(Module::name);
+    CHECK(has_one);
+  });
 }
 
 #if POSBIAS_TEST_FLOAT

@@ -98,7 +98,9 @@ Drawn<S> draw_composed(FuzzedDataProvider& input) {
 
 template <class S>
 std::vector<Draw<S>> content_biases() {
-  return {draw_transformer_xl<S>, draw_disentangled_bias<S>, draw_composed<S>};
+  return {{TransformerXL<S>::name, draw_transformer_xl<S>},
+          {DisentangledBias<S>::name, draw_disentangled_bias<S>},
+          {"Compose", draw_composed<S>}};
 }
 template std::vector<Draw<float>> content_biases();
 template std::vector<Draw<double>> content_biases();

@@ -150,8 +150,12 @@ inline Divisor draw_divisor(FuzzedDataProvider& input) {
   return {divide, one_in(input, 4)};
 }
 
+/// A module's name and how it is drawn.
 template <class S>
-using Draw = Drawn<S> (*)(FuzzedDataProvider&);
+struct Draw {
+  std::string_view module;
+  Drawn<S> (*draw)(FuzzedDataProvider&);
+};
 
 /// The modules of each file. A corpus knows them by their places: a new one comes last.
 template <class S>

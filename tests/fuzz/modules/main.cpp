@@ -3,10 +3,13 @@
 /// Every module, of random options, on random shapes, positions and flags. What is right gives what the oracle says;
 /// what is not throws ShapeError or PositionError and writes nothing, or OptionError before there is a module. Memory of
 /// any order and any strides gives the same bits, and of 16 bits those of float, rounded.
+#include <algorithm>
+#include <string>
 #include <vector>
 
 #include "fuzz/modules/drawn.hpp"
 #include "laws/oracle.hpp"
+#include "support/modules.hpp"
 
 namespace posbias_fuzz {
 namespace {
@@ -300,9 +303,13 @@ void run(FuzzedDataProvider& input) {
     std::vector<Draw<S>> all = positions_of_tokens<S>();
     for (const auto& more : {relative_biases<S>(), content_biases<S>()})
       all.insert(all.end(), more.begin(), more.end());
+    posbias_test::for_each_module_type<S>([&]<class Module>(std::type_identity<Module>) {
+      const auto is_of_module = [](const Draw<S>& draw) { return draw.module == Module::name; };
+      require(std::ranges::any_of(all, is_of_module), "nothing draws " + std::string(Module::name));
+    });
     return all;
   }();
-  const Drawn<S> module = draws[input.ConsumeIntegralInRange<std::size_t>(0, draws.size() - 1)](input);
+  const Drawn<S> module = draws[input.ConsumeIntegralInRange<std::size_t>(0, draws.size() - 1)].draw(input);
   if (module.hooks) Call<S>(input, module).check();
 }
 

@@ -81,7 +81,10 @@ Drawn<S> draw_rotary(FuzzedDataProvider& input) {
 
 template <class S>
 std::vector<Draw<S>> positions_of_tokens() {
-  return {draw_sinusoidal<S>, draw_learned_vocab<S>, draw_learned_continuous<S>, draw_rotary<S>};
+  return {{Sinusoidal<S>::name, draw_sinusoidal<S>},
+          {LearnedVocab<S>::name, draw_learned_vocab<S>},
+          {LearnedContinuous<S>::name, draw_learned_continuous<S>},
+          {Rotary<S>::name, draw_rotary<S>}};
 }
 template std::vector<Draw<float>> positions_of_tokens();
 template std::vector<Draw<double>> positions_of_tokens();

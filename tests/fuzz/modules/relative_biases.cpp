@@ -62,7 +62,9 @@ Drawn<S> draw_dynamic_position_bias(FuzzedDataProvider& input) {
 
 template <class S>
 std::vector<Draw<S>> relative_biases() {
-  return {draw_alibi<S>, draw_relative_position_bias<S>, draw_dynamic_position_bias<S>};
+  return {{ALiBi<S>::name, draw_alibi<S>},
+          {RelativePositionBias<S>::name, draw_relative_position_bias<S>},
+          {DynamicPositionBias<S>::name, draw_dynamic_position_bias<S>}};
 }
 template std::vector<Draw<float>> relative_biases();
 template std::vector<Draw<double>> relative_biases();
