@@ -84,7 +84,7 @@ void add_some(const SomeValues<Scalar>& values, Scalar* logits) {
 template <Onto onto = Onto::logits, class Scalar, class S>
 void add_values(const Scalar* __restrict values, Index count, S* __restrict logits, Index key_stride) {
   const auto add = [&](Index j, S& logit) {
-    put(logit, (onto == Onto::logits ? widen(logit) : Scalar(0)) + values[j]);
+    put_result(logit, (onto == Onto::logits ? widen(logit) : Scalar(0)) + values[j]);
   };
   Index j = 0;
   if (key_stride == 1) {

@@ -71,17 +71,38 @@ inline float widen(const Eigen::half& stored) {
   return std::bit_cast<float>((magnitude < (31U << 23) ? finite : special) | sign);
 }
 
+/// Whether a value is NaN; also where compilers fold comparisons with NaN away.
+inline bool is_nan(float value) {
+#if defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(value) & 0x7fffffffU) > 0x7f800000;
+#else
+  return value != value;
+#endif
+}
+
+/// What is rounded. A result of arithmetic is no signalling NaN, which saves an instruction.
+enum class Rounded { any, result };
+
+/// The nearest bfloat16 in the upper 16 bits, of which g++ vectorises a selection best.
+template <Rounded what>
+std::uint32_t round_to_bfloat16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t half_unit = 0x7fffU + ((bits >> 16) & 1U);
+  std::uint32_t rounded = bits + (is_nan(value) ? 0U : half_unit);
+  if constexpr (what == Rounded::any) rounded |= is_nan(value) ? 0x400000U : 0U;  // quiet
+  return rounded;
+}
+
 /// The bits of the nearest number of 16, ties to even. NaN stays NaN; beyond the range is infinite. Signed comparisons,
 /// because AVX2 has no others.
-template <Storage16 S>
+template <Storage16 S, Rounded what = Rounded::any>
 std::uint16_t rounded_bits(float value) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const auto magnitude = static_cast<std::int32_t>(bits & 0x7fffffffU);
-  constexpr std::int32_t infinity = 0x7f800000;
   if constexpr (std::same_as<S, Eigen::bfloat16>) {
-    const std::uint32_t rounded = bits + 0x7fffU + ((bits >> 16) & 1U), quiet = bits | 0x400000U;
-    return static_cast<std::uint16_t>((magnitude > infinity ? quiet : rounded) >> 16);
+    return static_cast<std::uint16_t>(round_to_bfloat16<what>(value) >> 16);
   } else {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    const auto magnitude = static_cast<std::int32_t>(bits & 0x7fffffffU);
+    constexpr std::int32_t infinity = 0x7f800000;
     constexpr std::int32_t smallest_normal = 113 << 23, overflow = (127 + 16) << 23, rebias = (127 - 15) << 23;
     // Adding 2^-1 rounds to units of 2^-24, those of a subnormal; they are then the low bits of the sum.
     const float half_unit = 0.5F;
@@ -96,13 +117,18 @@ std::uint16_t rounded_bits(float value) {
 }
 
 /// Stores a value, rounded once.
-template <class S, class Scalar>
+template <Rounded what = Rounded::any, class S, class Scalar>
 requires StoredFor<S, Scalar>
 void put(S& to, Scalar value) {
   if constexpr (std::same_as<S, Scalar>)
     to = value;
   else
-    *reinterpret_cast<Bits16*>(&to) = rounded_bits<S>(value);
+    *reinterpret_cast<Bits16*>(&to) = rounded_bits<S, what>(value);
+}
+/// Stores a result of arithmetic.
+template <class S, class Scalar>
+void put_result(S& to, Scalar result) {
+  put<Rounded::result>(to, result);
 }
 
 /// The nearest stored value.

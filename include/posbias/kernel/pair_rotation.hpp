@@ -19,8 +19,8 @@ Scalar turned(Scalar own, Scalar cosine, Scalar partner, Scalar signed_sine) {
 template <class Scalar, class S>
 void turn_pair(Scalar sine, Scalar cosine, S& a, S& b) {
   const Scalar was_a = widen(a), was_b = widen(b);
-  put(a, turned(was_a, cosine, was_b, -sine));
-  put(b, turned(was_b, cosine, was_a, sine));
+  put_result(a, turned(was_a, cosine, was_b, -sine));
+  put_result(b, turned(was_b, cosine, was_a, sine));
 }
 
 /// Turns a head of features [a... b...], given its row [sines | cosines]; backwards with direction -1.
@@ -47,8 +47,8 @@ template <class Scalar, class S>
   const Scalar* __restrict sines = spread + 2 * pairs;
   for (Index i = 0; i < 2 * pairs; i += 2) {
     const Scalar a = widen(head[i]), b = widen(head[i + 1]);
-    put(head[i], turned(a, spread[i], b, sines[i]));
-    put(head[i + 1], turned(b, spread[i + 1], a, sines[i + 1]));
+    put_result(head[i], turned(a, spread[i], b, sines[i]));
+    put_result(head[i + 1], turned(b, spread[i + 1], a, sines[i + 1]));
   }
 }
 
