@@ -42,13 +42,13 @@ Subject fused_rotary(RotaryPairing pairing) {
 }
 
 /// q and k of bfloat16 beside an in-place scale of as many floats.
-Subject bfloat16_rotary(RotaryPairing pairing) {
-  constexpr Index B = 4, L = 2048, NH = 8, H = 64;
+Subject bfloat16_rotary(RotaryPairing pairing, Index NH, Index NHk, Index H) {
+  constexpr Index B = 4, L = 2048;
   Rotary<float> module({.head_dim = H, .pairing = pairing});
   module.reserve(L);
-  const auto q = shared_bfloat16(B, L, NH, H), k = shared_bfloat16(B, L, NH, H);
+  const auto q = shared_bfloat16(B, L, NH, H), k = shared_bfloat16(B, L, NHk, H);
   return {[=](const Executor& executor) { module.mod_qkv(*q, *k, *k, {.executor = executor}); },
-          in_place_scale(shared_tensor(B, L, NH, H), shared_tensor(B, L, NH, H))};
+          in_place_scale(shared_tensor(B, L, NH, H), shared_tensor(B, L, NHk, H))};
 }
 
 /// A bias added to a mask of bfloat16 beside an in-place scale of the mask.
@@ -102,9 +102,13 @@ void add_memory() {
     add_forward({"memory", "Rotary " + std::string(name) + ", fused buffer", shape_text(4, 2048, 48, 128),
                  "tensors of their own", at_most(1.1)},
                 [=] { return fused_rotary(pairing); });
-    add_forward({"memory", "Rotary " + std::string(name) + ", bfloat16", shape_text(4, 2048, 8, 64),
-                 "in-place scale of as many floats", at_most(1)},
-                [=] { return bfloat16_rotary(pairing); });
+    const auto add_bfloat16 = [&](Index NH, Index NHk, Index H) {
+      add_forward({"memory", "Rotary " + std::string(name) + ", bfloat16", shape_text(4, 2048, NH + NHk, H),
+                   "in-place scale of as many floats", at_most(1)},
+                  [=] { return bfloat16_rotary(pairing, NH, NHk, H); });
+    };
+    add_bfloat16(32, 8, 128);
+    add_bfloat16(8, 8, 64);  // in the cache of level 3
   }
   add_forward(
       {"memory", "ALiBi mod_mask, bfloat16", shape_text(1, 12, 1024, 1024), "in-place scale of it", at_most(1.3)},

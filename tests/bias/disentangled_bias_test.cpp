@@ -793,6 +793,13 @@ TEST_CASE("DisentangledBias names what is wrong and writes nothing") {
   same(message_of<ShapeError>([&] { sharing.mod_mask_backward(mask, q, k, k, q, k, k, {}, grads); }),
        backward + "grads has an entry position_query_proj.weight that the module does not learn" + use_own);
 
+  // Gradients of q and k are one tensor or apart.
+  Heads grad_k = k;
+  same(message_of<ShapeError>(
+           [&] { module.mod_mask_backward(mask, narrow(grad_k, 1, 0, 5), grad_k, grad_k, q, k, k, {}, grads); }),
+       backward + "grad_q shares memory with grad_k; it is written to");
+  CHECK(std::all_of(grad_k.data(), grad_k.data() + grad_k.size(), [](double value) { return value == 0.5; }));
+
   // Positions: integers alone.
   const std::string needed = "; integers strictly between -2^62 and 2^62 are needed";
   Eigen::Tensor<double, 1> reals(5);

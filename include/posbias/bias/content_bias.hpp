@@ -185,8 +185,10 @@ PairLocations ContentBias<Derived, Scalar, Parameters>::checked_backward(const C
   detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, inputs.q, inputs.k, inputs.v);
   this->check_gradients("mod_mask_backward", grads);
   detail::check_apart(hook, "grad_q", grad_q, "grad_mask", grad_mask, "q", inputs.q, "k", inputs.k);
-  if constexpr (Derived::looks_at_keys)
+  if constexpr (Derived::looks_at_keys) {
     detail::check_apart(hook, "grad_k", grad_k, "grad_mask", grad_mask, "q", inputs.q, "k", inputs.k);
+    if (!detail::same_tensor(grad_q, grad_k)) detail::check_apart(hook, "grad_q", grad_q, "grad_k", grad_k);
+  }
   return result;
 }
 
