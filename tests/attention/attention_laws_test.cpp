@@ -488,7 +488,7 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
                                      const AttentionOptions& options) {
     const std::string text =
         message_of<Error>([&] { subject.attend(out_map, q_map, k_map, v_map, options, &sums_map); });
-    Values<double> parameters = subject.gradients_of(0.5);
+    Named<double> parameters = subject.gradients_of(0.5);
     for (const Map<double, 3>* log_sum_exp : {static_cast<Map<double, 3>*>(nullptr), &sums_map}) {
       std::string backward_text = message_of<Error>([&] {
         subject.attend_backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, q_map, k_map, v_map,
@@ -540,7 +540,7 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   // Backward's own.
   const auto backward = [&](Map<double> to_q, Map<double> to_k, Map<double> to_v, ConstMap<double> of_out,
                             ConstMap<double> of_attended, const Map<double, 3>* log_sum_exp) {
-    Values<double> none;
+    Named<double> none;
     const std::string text = message_of<ShapeError>([&] {
       identity->attend_backward(to_q, to_k, to_v, of_out, of_attended, q_map, k_map, v_map, {}, log_sum_exp, none);
     });

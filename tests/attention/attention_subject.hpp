@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "posbias/attention/attention_mask.hpp"
 #include "posbias/core/positions.hpp"
 #include "support/numbers.hpp"
+#include "support/parameter_values.hpp"
 
 namespace posbias {
 struct AttentionOptions;
@@ -29,10 +29,6 @@ using Map = Eigen::TensorMap<Eigen::Tensor<S, Rank, Eigen::RowMajor>>;
 template <class S, int Rank = 4>
 using ConstMap = Eigen::TensorMap<const Eigen::Tensor<S, Rank, Eigen::RowMajor>>;
 
-/// Values of parameters or of their gradients, by name.
-template <class S>
-using Values = std::map<std::string, std::vector<S>>;
-
 /// Sizes of q (B, L1, NH, H), k (B, L2, NHk, H), v (B, L2, NHk, Hv).
 struct AttentionSizes {
   Index B = 2, L1 = 5, L2 = 7, NH = 3, NHk = 3, H = 8, Hv = 8;
@@ -43,15 +39,6 @@ struct AttentionSizes {
   [[nodiscard]] Index out() const { return B * L1 * NH * Hv; }
   [[nodiscard]] Index sums() const { return B * NH * L1; }
 };
-
-/// `count` numbers in [-1, 1), exact in float.
-template <class S>
-std::vector<S> numbers(Index count, std::uint64_t seed) {
-  std::vector<S> values(static_cast<std::size_t>(count));
-  Numbers from(seed);
-  for (S& value : values) value = static_cast<S>(from.value());
-  return values;
-}
 
 /// q, k and v.
 template <class S>
@@ -78,7 +65,7 @@ struct Attended {
 template <class S>
 struct Differentiated {
   std::vector<S> q, k, v;
-  Values<S> parameters;
+  Named<S> parameters;
   std::size_t peak_bytes = 0;
 };
 
@@ -94,7 +81,7 @@ class AttentionSubject {
   virtual std::size_t attend_backward(Map<S> grad_q, Map<S> grad_k, Map<S> grad_v, ConstMap<S> grad_out,
                                       ConstMap<S> out, ConstMap<S> q, ConstMap<S> k, ConstMap<S> v,
                                       const posbias::AttentionOptions& options, const Map<S, 3>* log_sum_exp,
-                                      Values<S>& parameters) const = 0;
+                                      Named<S>& parameters) const = 0;
 
   /// mod_qkv, in place.
   virtual void modify(Tensors<S>& tensors, const posbias::PairPositions& at) const = 0;
@@ -104,8 +91,8 @@ class AttentionSubject {
   virtual void hooks_backward(std::vector<S> grad_logits, Differentiated<S>& gradients, const Tensors<S>& modified,
                               const posbias::PairPositions& at) const = 0;
 
-  [[nodiscard]] virtual Values<S> parameters() const = 0;
-  virtual void set_parameters(const Values<S>& values) = 0;
+  [[nodiscard]] virtual Named<S> parameters() const = 0;
+  virtual void set_parameters(const Named<S>& values) = 0;
 
   /// `attend` of vectors. Results start as NaN.
   [[nodiscard]] Attended<S> attend(const Tensors<S>& in, const posbias::AttentionOptions& options,
@@ -114,10 +101,10 @@ class AttentionSubject {
   /// log_sum_exp if `attended` has none.
   [[nodiscard]] Differentiated<S> backward(const Tensors<S>& in, const Attended<S>& attended,
                                            const std::vector<S>& grad_out, const posbias::AttentionOptions& options,
-                                           const Values<S>& start) const;
+                                           const Named<S>& start) const;
   /// Gradients of the parameters to start from: all `value`.
-  [[nodiscard]] Values<S> gradients_of(double value) const {
-    Values<S> result = parameters();
+  [[nodiscard]] Named<S> gradients_of(double value) const {
+    Named<S> result = parameters();
     for (auto& [name, values] : result) values.assign(values.size(), static_cast<S>(value));
     return result;
   }

@@ -46,24 +46,6 @@ auto map_v(V& values, const AttentionSizes& s) {
   return map(values, s.B, s.L2, s.NHk, s.Hv);
 }
 
-template <class S, class Owner>
-Values<S> read(const Owner& owner) {
-  Values<S> values;
-  posbias::for_each_parameter(owner, [&](std::string_view name, const auto& tensor) {
-    values[std::string(name)].assign(tensor.data(), tensor.data() + tensor.size());
-  });
-  return values;
-}
-
-template <class S, class Owner>
-void write(Owner& owner, const Values<S>& values) {
-  posbias::for_each_parameter(owner, [&](std::string_view name, auto& tensor) {
-    const std::vector<S>& from = values.at(std::string(name));
-    if (static_cast<Index>(from.size()) != tensor.size()) throw std::logic_error("parameters of another module");
-    std::copy(from.begin(), from.end(), tensor.data());
-  });
-}
-
 template <class Module, class S>
 class AttentionOf final : public AttentionSubject<S> {
  public:
@@ -81,16 +63,16 @@ class AttentionOf final : public AttentionSubject<S> {
 
   std::size_t attend_backward(Map<S> grad_q, Map<S> grad_k, Map<S> grad_v, ConstMap<S> grad_out, ConstMap<S> out,
                               ConstMap<S> q, ConstMap<S> k, ConstMap<S> v, const AttentionOptions& options,
-                              const Map<S, 3>* log_sum_exp, Values<S>& parameters) const override {
+                              const Map<S, 3>* log_sum_exp, Named<S>& parameters) const override {
     auto grads = module_.zero_gradients();
-    write(grads, parameters);
+    write_parameters<S>(grads, parameters);
     const std::size_t peak = peak_bytes_of([&] {
       if (log_sum_exp != nullptr)
         attention_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module_, options, grads, *log_sum_exp);
       else
         attention_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module_, options, grads);
     });
-    parameters = read<S>(grads);
+    parameters = read_parameters<S>(grads);
     return peak;
   }
 
@@ -111,14 +93,14 @@ class AttentionOf final : public AttentionSubject<S> {
     const auto grad_mask = map(grad_logits, s.B, s.NH, s.L1, s.L2);
     auto grad_q = map_q(gradients.q, s), grad_k = map_k(gradients.k, s), grad_v = map_v(gradients.v, s);
     auto grads = module_.zero_gradients();
-    write(grads, gradients.parameters);
+    write_parameters<S>(grads, gradients.parameters);
     module_.mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
     module_.mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
-    gradients.parameters = read<S>(grads);
+    gradients.parameters = read_parameters<S>(grads);
   }
 
-  Values<S> parameters() const override { return read<S>(module_); }
-  void set_parameters(const Values<S>& values) override { write(module_, values); }
+  Named<S> parameters() const override { return read_parameters<S>(module_); }
+  void set_parameters(const Named<S>& values) override { write_parameters<S>(module_, values); }
 
  private:
   Module module_;
@@ -142,7 +124,7 @@ Attended<S> AttentionSubject<S>::attend(const Tensors<S>& in, const AttentionOpt
 template <class S>
 Differentiated<S> AttentionSubject<S>::backward(const Tensors<S>& in, const Attended<S>& attended,
                                                 const std::vector<S>& grad_out, const AttentionOptions& options,
-                                                const Values<S>& start) const {
+                                                const Named<S>& start) const {
   const AttentionSizes& s = in.sizes;
   constexpr S nan = std::numeric_limits<S>::quiet_NaN();
   Differentiated<S> result{std::vector<S>(in.q.size(), nan), std::vector<S>(in.k.size(), nan),

@@ -86,7 +86,7 @@ class Materialised {
   std::vector<double> out, log_sum_exp, weights;
 
   /// Gradients, the parameters' added to `start`.
-  [[nodiscard]] Differentiated<S> backward(const std::vector<S>& grad_out, const Values<S>& start) const {
+  [[nodiscard]] Differentiated<S> backward(const std::vector<S>& grad_out, const Named<S>& start) const {
     std::vector<double> grad_q(modified_.q.size()), grad_k(modified_.k.size()), grad_v(modified_.v.size()),
         grad_logits(weights.size());
     for_each_query([&](Index n, Index h, Index i, const double* weight) {
@@ -203,7 +203,7 @@ void check(Setting& setting) {
   CHECK(without_sums.out == attended.out);
 
   const std::vector<S> grad_out = numbers<S>(setting.sizes.out(), 99 + setting.seed);
-  const Values<S> start = subject->gradients_of(start_value);
+  const Named<S> start = subject->gradients_of(start_value);
   const Differentiated<S> expected_grads = expected.backward(grad_out, start);
   double largest = 1e-3;
   for (const auto* values : {&expected_grads.q, &expected_grads.k, &expected_grads.v})
@@ -423,10 +423,10 @@ TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention][di
           subject->backward(in, subject->attend(in, options), grad_out, options, subject->gradients_of(0));
 
       // How the sum of grad_out·out changes along a direction, of q, k, v or a parameter.
-      const Values<double> parameters = subject->parameters();
+      const Named<double> parameters = subject->parameters();
       const auto loss = [&](const std::string& name, const std::vector<double>& direction, double step) {
         Tensors<double> moved = in;
-        Values<double> moved_parameters = parameters;
+        Named<double> moved_parameters = parameters;
         std::vector<double>& values = name == "q"   ? moved.q
                                       : name == "k" ? moved.k
                                       : name == "v" ? moved.v

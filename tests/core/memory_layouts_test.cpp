@@ -14,6 +14,7 @@
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 #include "support/numbers.hpp"
+#include "support/placed.hpp"
 
 using namespace posbias;
 using Eigen::bfloat16;
@@ -54,81 +55,47 @@ Mdspan<S, 4> mdspan_of(const StridedMap<S, 4>& map) {
 enum class Layout { axes_1_and_2_swapped, narrowed, reversed, backwards };
 constexpr Layout layouts[] = {Layout::axes_1_and_2_swapped, Layout::narrowed, Layout::reversed, Layout::backwards};
 
-/// A tensor somewhere in memory whose other elements are NaN and must stay so. Copies share the memory.
+std::size_t count_of(const Shape& shape) {
+  return static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]);
+}
+
+posbias_test::Placement placement(Layout layout, const Shape& shape) {
+  posbias_test::Placement result({shape.begin(), shape.end()});
+  if (layout == Layout::axes_1_and_2_swapped) {  // heads before tokens, or tokens before heads
+    result.order = {0, 2, 1, 3};
+  } else if (layout == Layout::narrowed) {  // the filled part of a cache
+    result.dimensions[1].before = 2, result.dimensions[1].after = 4;
+    result.dimensions[2].before = 1;
+  } else if (layout == Layout::reversed) {  // features are the furthest apart
+    result.order = {3, 2, 1, 0};
+  } else {  // every other feature, tokens and features from the last to the first
+    result.dimensions[1].step = -1, result.dimensions[3].step = -2;
+  }
+  return result;
+}
+
+/// A tensor somewhere in memory, of NaN unless there are values. Copies share the memory.
 template <class S>
-class Placed {
+class Placed : posbias_test::Placed<S, 4> {
+  using Base = posbias_test::Placed<S, 4>;
+
  public:
-  Placed(Layout layout, const Shape& shape) : shape_(shape) {
-    const auto [a, b, c, d] = shape;
-    if (layout == Layout::axes_1_and_2_swapped) {  // heads before tokens, or tokens before heads
-      place(heads_first(owner({a, c, b, d})));
-    } else if (layout == Layout::narrowed) {  // the filled part of a cache
-      place(narrow(narrow(owner({a, b + 6, c + 1, d}), 1, 2, b), 2, 1, c));
-    } else if (layout == Layout::reversed) {  // features are the furthest apart
-      place(permute(owner({d, c, b, a}), {3, 2, 1, 0}));
-    } else {  // every other feature, tokens and features from the last to the first
-      const auto twice = owner({a, b, c, 2 * d});
-      place(strided(&twice(0, b - 1, 0, 2 * d - 1), shape,
-                    std::array{twice.stride(0), -twice.stride(1), twice.stride(2), Index{-2}}));
-    }
-  }
-  Placed(Layout layout, const Shape& shape, const Values& values) : Placed(layout, shape) {
-    std::size_t i = 0;
-    for_each([&](S& element) { element = static_cast<S>(values[i++]); });
-  }
+  Placed(Layout layout, const Shape& shape, const Values& values) : Base(values, placement(layout, shape)) {}
+  Placed(Layout layout, const Shape& shape)
+      : Placed(layout, shape, Values(count_of(shape), std::numeric_limits<float>::quiet_NaN())) {}
 
-  [[nodiscard]] StridedMap<S, 4> tensor() const { return {first_, shape_, strides_}; }
-  [[nodiscard]] StridedMap<const S, 4> input() const { return tensor(); }
-
-  [[nodiscard]] Values values() const {
-    Values result;
-    for_each([&](const S& element) { result.push_back(static_cast<float>(element)); });
-    return result;
-  }
-
-  /// How many elements of the memory are numbers: as many as the tensor has, if nothing else was written to.
-  [[nodiscard]] bool nothing_else_written() const {
-    const auto numbers = std::count_if(memory_->begin(), memory_->end(),
-                                       [](const S& element) { return !std::isnan(static_cast<float>(element)); });
-    return numbers == static_cast<std::ptrdiff_t>(values().size());
-  }
-
- private:
-  StridedMap<S, 4> owner(const Shape& shape) {
-    const Index count = shape[0] * shape[1] * shape[2] * shape[3];
-    memory_ = std::make_shared<std::vector<S>>(static_cast<std::size_t>(count), std::numeric_limits<S>::quiet_NaN());
-    return strided(memory_->data(), shape,
-                   std::array{shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], Index{1}});
-  }
-  void place(const StridedMap<S, 4>& map) {
-    first_ = map.data();
-    strides_ = map.strides();
-  }
-  template <class Visit>
-  void for_each(const Visit& visit) const {
-    const auto map = tensor();
-    for (Index i = 0; i < shape_[0]; ++i)
-      for (Index j = 0; j < shape_[1]; ++j)
-        for (Index k = 0; k < shape_[2]; ++k)
-          for (Index l = 0; l < shape_[3]; ++l) visit(map(i, j, k, l));
-  }
-
-  std::shared_ptr<std::vector<S>> memory_;
-  Shape shape_;
-  S* first_ = nullptr;
-  Shape strides_{};
+  [[nodiscard]] StridedMap<S, 4> tensor() const { return Base(*this).tensor(); }
+  [[nodiscard]] StridedMap<const S, 4> input() const { return Base::tensor(); }
+  [[nodiscard]] Values values() const { return Base::template values<float>(); }
+  [[nodiscard]] bool nothing_else_written() const { return Base::memory()->rest_is_untouched(); }
 };
 
 constexpr Shape q_shape{B, L, NH, H}, k_shape{B, L2, NHk, H}, mask_shape{B, NH, L, L2};
 
-Index count_of(const Shape& shape) {
-  return shape[0] * shape[1] * shape[2] * shape[3];
-}
-
 /// Numbers in [-1, 1), exact in S.
 template <class S>
 Values numbers(const Shape& shape, std::uint64_t seed) {
-  Values result(static_cast<std::size_t>(count_of(shape)));
+  Values result(count_of(shape));
   posbias_test::Numbers from(seed);
   for (float& value : result) value = static_cast<float>(static_cast<S>(static_cast<float>(from.value())));
   return result;
@@ -235,51 +202,6 @@ void check_attention() {
   }
 }
 
-/// Hooks of modules that are written in place, in every layout.
-template <class S>
-void check_hooks() {
-  const Values q = numbers<S>(q_shape, 5), k = numbers<S>(k_shape, 6), k_nh = numbers<S>({B, L2, NH, H}, 7),
-               mask = numbers<S>(mask_shape, 8);
-  const Sinusoidal<float> sinusoidal({.dim = H});
-  const Rotary<float> interleaved({.head_dim = H}), halves({.head_dim = H, .pairing = RotaryPairing::half});
-  const ALiBi<float> alibi({.n_heads = NH});
-  const TransformerXL<float> xl({.dim = NH * H, .n_heads = NH}, 11);
-  const auto at = positions();
-
-  auto x = whole(q_shape, q);
-  sinusoidal.mod_x(x, {.pos = Positions::range(100)});
-  auto q1 = whole(q_shape, q), q2 = q1, k1 = whole(k_shape, k), k2 = k1;
-  interleaved.mod_qkv(q1, k1, k1, at);
-  halves.mod_qkv(q2, k2, k2, at);
-  auto plain = whole(mask_shape, mask), content = plain;
-  alibi.mod_mask(plain, at);
-  const auto whole_k = whole({B, L2, NH, H}, k_nh);
-  xl.mod_mask(content, whole(q_shape, q), whole_k, whole_k, at);
-
-  for (const Layout layout : layouts) {
-    INFO("layout " << static_cast<int>(layout));
-    const Placed<S> placed_x(layout, q_shape, q), placed_q1(layout, q_shape, q), placed_q2(layout, q_shape, q),
-        placed_k1(layout, k_shape, k), placed_k2(layout, k_shape, k), placed_plain(layout, mask_shape, mask),
-        placed_content(layout, mask_shape, mask), only_read_q(layout, q_shape, q),
-        only_read_k(layout, {B, L2, NH, H}, k_nh);
-    sinusoidal.mod_x(placed_x.tensor(), {.pos = Positions::range(100)});
-    interleaved.mod_qkv(placed_q1.tensor(), placed_k1.tensor(), placed_k1.tensor(), at);
-    halves.mod_qkv(placed_q2.tensor(), placed_k2.tensor(), placed_k2.tensor(), at);
-    alibi.mod_mask(placed_plain.tensor(), at);
-    xl.mod_mask(placed_content.tensor(), only_read_q.input(), only_read_k.input(), only_read_k.input(), at);
-    CHECK(same_bits(placed_x.values(), rounded<S>(values_of(x))));
-    CHECK(same_bits(placed_q1.values(), rounded<S>(values_of(q1))));
-    CHECK(same_bits(placed_k1.values(), rounded<S>(values_of(k1))));
-    CHECK(same_bits(placed_q2.values(), rounded<S>(values_of(q2))));
-    CHECK(same_bits(placed_k2.values(), rounded<S>(values_of(k2))));
-    CHECK(same_bits(placed_plain.values(), rounded<S>(values_of(plain))));
-    CHECK(same_bits(placed_content.values(), rounded<S>(values_of(content))));
-    for (const Placed<S>& written :
-         {placed_x, placed_q1, placed_q2, placed_k1, placed_k2, placed_plain, placed_content})
-      CHECK(written.nothing_else_written());
-  }
-}
-
 /// Two modules of a Compose change each tensor, and two add to each gradient.
 template <class S>
 void check_compose() {
@@ -376,12 +298,6 @@ TEST_CASE("attention and its backward: any order of memory and 16 bits, the same
   check_attention<bfloat16, bfloat16>();
   check_attention<half, half>();
   check_attention<float, bfloat16>();
-}
-
-TEST_CASE("hooks: any order of memory and 16 bits, the same bits", "[attention]") {
-  check_hooks<float>();
-  check_hooks<bfloat16>();
-  check_hooks<half>();
 }
 
 TEST_CASE("Compose rounds 16 bits once, however many modules change a tensor", "[attention]") {

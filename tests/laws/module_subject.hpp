@@ -11,8 +11,8 @@
 
 #include "laws/placed_bundle.hpp"
 #include "laws/subject.hpp"
-#include "posbias/core/parameters.hpp"
 #include "support/allocations.hpp"
+#include "support/parameter_values.hpp"
 #include "support/placed.hpp"
 
 namespace posbias_test {
@@ -123,7 +123,7 @@ class ModuleSubject : public Subject<S> {
     const auto token = scene.token_positions(form.leading, executor);
     const auto pair = scene.pair_positions(form.leading, executor);
     auto grads = module_.zero_gradients();
-    write(grads, parameter_gradients);
+    write_parameters<S>(grads, parameter_gradients);
     in_form(gradients, form, [&](auto type) {
       typename decltype(type)::type grad(gradients, form);
       const typename decltype(type)::type out(outputs, form);
@@ -131,7 +131,7 @@ class ModuleSubject : public Subject<S> {
       grad.give_back(gradients);
       out.check_rest();
     });
-    parameter_gradients = read(grads);
+    parameter_gradients = read_parameters<S>(grads);
   }
 
   [[nodiscard]] std::size_t peak_bytes(const Bundle<S>& bundle, const posbias::Positions& q_k) const override {
@@ -150,9 +150,9 @@ class ModuleSubject : public Subject<S> {
     return peak;
   }
 
-  [[nodiscard]] Named<S> parameters() const override { return read(module_); }
-  void set_parameters(const Named<S>& values) override { write(module_, values); }
-  [[nodiscard]] Named<S> zero_gradients() const override { return read(module_.zero_gradients()); }
+  [[nodiscard]] Named<S> parameters() const override { return read_parameters<S>(module_); }
+  void set_parameters(const Named<S>& values) override { write_parameters<S>(module_, values); }
+  [[nodiscard]] Named<S> zero_gradients() const override { return read_parameters<S>(module_.zero_gradients()); }
 
   [[nodiscard]] std::unique_ptr<Subject<S>> copy() const override { return std::make_unique<ModuleSubject>(*this); }
   [[nodiscard]] std::unique_ptr<Subject<S>> move() override {
@@ -204,24 +204,6 @@ class ModuleSubject : public Subject<S> {
       if (is(1, Storage::maps)) return run(HeldAs<1, row_map, row_map, col_map, row, row_map>());
     }
     throw std::logic_error("no such form");
-  }
-
-  template <class Owner>
-  static Named<S> read(const Owner& owner) {
-    Named<S> values;
-    posbias::for_each_parameter(owner, [&](std::string_view name, const auto& tensor) {
-      values[std::string(name)] = std::vector<S>(tensor.data(), tensor.data() + tensor.size());
-    });
-    return values;
-  }
-
-  template <class Owner>
-  static void write(Owner& owner, const Named<S>& values) {
-    posbias::for_each_parameter(owner, [&](std::string_view name, auto& tensor) {
-      const std::vector<S>& from = values.at(std::string(name));
-      if (static_cast<Index>(from.size()) != tensor.size()) throw std::logic_error("parameters of another module");
-      std::copy(from.begin(), from.end(), tensor.data());
-    });
   }
 
   Module module_;

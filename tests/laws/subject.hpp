@@ -23,6 +23,7 @@
 #include "posbias/core/executor.hpp"
 #include "reference/reference.hpp"
 #include "support/numbers.hpp"
+#include "support/parameter_values.hpp"
 
 namespace posbias_test {
 
@@ -160,9 +161,6 @@ std::string differing(const Bundle<S>& a, const Bundle<S>& b) {
   if (!same_bits(a.mask, b.mask)) names += "mask ";
   return names;
 }
-
-template <class S>
-using Named = std::map<std::string, std::vector<S>>;
 
 template <class S>
 std::string differing(const Named<S>& a, const Named<S>& b) {

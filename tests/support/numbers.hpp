@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace posbias_test {
 
@@ -27,5 +28,14 @@ class Numbers {
  private:
   std::uint64_t state_;
 };
+
+/// `count` numbers in [-1, 1), exact in float.
+template <class S>
+std::vector<S> numbers(std::ptrdiff_t count, std::uint64_t seed) {
+  std::vector<S> values(static_cast<std::size_t>(count));
+  Numbers from(seed);
+  for (S& value : values) value = static_cast<S>(from.value());
+  return values;
+}
 
 }  // namespace posbias_test

@@ -21,7 +21,7 @@
 #include "laws/subject.hpp"
 #include "laws/truths.hpp"
 #include "posbias/core/error.hpp"
-#include "posbias/core/parameters.hpp"
+#include "support/parameter_values.hpp"
 
 namespace posbias_fuzz {
 
@@ -88,13 +88,7 @@ class HooksOf : public Hooks<S> {
     });
     return result;
   }
-  [[nodiscard]] Named<S> parameters() const override {
-    Named<S> values;
-    posbias::for_each_parameter(module_, [&](std::string_view name, const auto& tensor) {
-      values[std::string(name)] = std::vector<S>(tensor.data(), tensor.data() + tensor.size());
-    });
-    return values;
-  }
+  [[nodiscard]] Named<S> parameters() const override { return posbias_test::read_parameters<S>(module_); }
 
  private:
   Module module_;

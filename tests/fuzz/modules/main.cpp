@@ -14,16 +14,10 @@
 namespace posbias_fuzz {
 namespace {
 
+using posbias_test::numbers;
+using posbias_test::product;
 using posbias_test::Scene;
 using posbias_test::Shape;
-
-template <class S>
-std::vector<S> numbers(const std::vector<Index>& shape, std::uint64_t seed) {
-  posbias_test::Numbers from(seed);
-  std::vector<S> values(static_cast<std::size_t>(posbias_test::product(shape)));
-  for (S& value : values) value = static_cast<S>(from.value());
-  return values;
-}
 
 /// Sizes of every tensor, right or not.
 struct Sizes {
@@ -149,7 +143,7 @@ class Call {
     flags_.flag_count = one_in(input, 2) ? tokens : input.ConsumeIntegralInRange<Index>(0, tokens + 1);
     flag_leading_ = sizes_.leading_of(sizes_.x);
     if (one_in(input, 16)) flag_leading_[0] += 1;
-    if (one_in(input, 2)) flags_.flag_rows = posbias_test::product(flag_leading_);
+    if (one_in(input, 2)) flags_.flag_rows = product(flag_leading_);
     const Index count = std::max<Index>(flags_.flag_rows, 1) * flags_.flag_count;
     for (Index i = 0; i < count; ++i) flags_.flags.push_back(input.ConsumeBool());
     if (flags_.flag_rows == 0) flag_leading_ = {};
@@ -165,18 +159,18 @@ class Call {
     if (at.fused && stored_.elements != Elements::several && one_in(input, 2)) {  // k is where q is
       const std::size_t heads = sizes_.leading.size() + 1;
       at.k.dimensions[heads] = at.q.dimensions[heads];
-      share_ = posbias_test::product(sizes_.q) > 0 && posbias_test::product(sizes_.k) > 0;
+      share_ = product(sizes_.q) > 0 && product(sizes_.k) > 0;
     }
     if (!at.fused && one_in(input, 4)) {
       Placement* const all[] = {&at.x, &at.q, &at.k, &at.v, &at.mask};
       auto& dimensions = all[input.ConsumeIntegralInRange<std::size_t>(0, 4)]->dimensions;
       dimensions[input.ConsumeIntegralInRange<std::size_t>(0, dimensions.size() - 1)].step = 0;
     }
-    tensors_.x = numbers<S>(sizes_.x, 1);
-    tensors_.q = numbers<S>(sizes_.q, 2);
-    tensors_.k = numbers<S>(sizes_.k, 3);
-    tensors_.v = numbers<S>(sizes_.v, 4);
-    tensors_.mask = numbers<S>(sizes_.mask, 5);
+    tensors_.x = numbers<S>(product(sizes_.x), 1);
+    tensors_.q = numbers<S>(product(sizes_.q), 2);
+    tensors_.k = numbers<S>(product(sizes_.k), 3);
+    tensors_.v = numbers<S>(product(sizes_.v), 4);
+    tensors_.mask = numbers<S>(product(sizes_.mask), 5);
     // Rounded, and repeated where elements share memory.
     posbias_test::with_elements<S, leading_rank<S>>(
         stored_.elements, [&](auto type) { typename decltype(type)::type(tensors_, at).give_back(tensors_); });
@@ -263,12 +257,8 @@ class Call {
 
   void check_values() {
     const std::size_t rank = sizes_.leading.size();
-    const Shape shape{posbias_test::product(sizes_.leading),
-                      sizes_.q[rank + 1],
-                      sizes_.L1(),
-                      sizes_.L2(),
-                      sizes_.q[rank + 2],
-                      sizes_.x[rank + 1]};
+    const Shape shape{product(sizes_.leading), sizes_.q[rank + 1], sizes_.L1(), sizes_.L2(),
+                      sizes_.q[rank + 2],      sizes_.x[rank + 1]};
     in_.shape = tensors_.shape = shape;
     Scene scene = flags_;
     scene.q = place_q_.where;
