@@ -182,15 +182,16 @@ inline constexpr bool all_forms = POSBIAS_TEST_ALL != 0;
 #define POSBIAS_LAW_SCALARS double
 #endif
 
-/// The forms that the laws know; float gets those that differ most.
+/// The forms that the laws know; float gets those that differ most. Of the views, one for each scene, or all.
 template <class S>
-std::vector<Form> forms() {
-  std::vector<Form> some{{{6}, Storage::row_major},
-                         {{2, 3}, Storage::mixed},
-                         {{2, 3}, Storage::heads_first},
-                         {{3, 2}, Storage::narrowed},
-                         {{1, 6}, Storage::fused}};
-  if constexpr (all_forms) some.push_back({{6}, Storage::col_major});
+std::vector<Form> forms(std::size_t scene) {
+  const std::vector<Form> views{{{2, 3}, Storage::heads_first}, {{3, 2}, Storage::narrowed}, {{1, 6}, Storage::fused}};
+  std::vector<Form> some{{{6}, Storage::row_major}, {{2, 3}, Storage::mixed}, views[scene % views.size()]};
+  if constexpr (all_forms) {
+    some.push_back({{6}, Storage::col_major});
+    some.push_back(views[(scene + 1) % views.size()]);
+    some.push_back(views[(scene + 2) % views.size()]);
+  }
   if constexpr (all_forms && std::is_same_v<S, double>) {
     some.push_back({{3, 2}, Storage::row_major});
     some.push_back({{3, 1, 2}, Storage::row_major});
