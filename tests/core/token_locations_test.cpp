@@ -182,8 +182,8 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
   SECTION("none are left out") {
     encode.setConstant(true);
     const Flags all_true = encode;
-    const TokenFlags all({"M", "hook"}, all_true, leading({2}), 3);
-    const TokenLocations at({"M", "hook"}, "pos", Positions::range(7), leading({2}), 3, &all);
+    const TokenFlags none_left_out({"M", "hook"}, all_true, leading({2}), 3);
+    const TokenLocations at({"M", "hook"}, "pos", Positions::range(7), leading({2}), 3, &none_left_out);
     CHECK(at.consecutive());
     CHECK(values_of(at) == std::vector<double>{7, 8, 9});
   }
