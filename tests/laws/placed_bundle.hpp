@@ -42,6 +42,8 @@ struct Placements {
              const std::vector<Index>& v_sizes, const std::vector<Index>& mask_sizes)
       : x(x_sizes), q(q_sizes), k(k_sizes), v(v_sizes), mask(mask_sizes) {}
 
+  friend bool operator==(const Placements&, const Placements&) = default;
+
   Placements(const Form& form, const Shape& s)
       : Placements(joined(form.leading, {s.L1, s.D}), joined(form.leading, {s.L1, s.NH, s.H}),
                    joined(form.leading, {s.L2, s.NH, s.H}), joined(form.leading, {s.L2, s.NH, s.H}),

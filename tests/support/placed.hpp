@@ -33,6 +33,7 @@ struct Placement {
     Index size = 0, before = 0, after = 0, step = 1;
     [[nodiscard]] Index whole() const { return before + (step == 0 ? 1 : size * (step < 0 ? -step : step)) + after; }
     [[nodiscard]] Index first() const { return before - (step < 0 && size > 0 ? step * (size - 1) : 0); }
+    friend bool operator==(const Dimension&, const Dimension&) = default;
   };
   std::vector<Dimension> dimensions;
   std::vector<std::size_t> order;  ///< of the larger tensor's dimensions in memory, the outermost first
@@ -49,6 +50,8 @@ struct Placement {
     for (const Dimension& dimension : dimensions) product *= dimension.whole();
     return product;
   }
+
+  friend bool operator==(const Placement&, const Placement&) = default;
 };
 
 /// Memory that holds NaN wherever no tensor was placed, and must stay so.
