@@ -30,5 +30,5 @@ function(posbias_together variable name regex)
   list(JOIN headers "\n" headers)
   set(unit ${CMAKE_CURRENT_BINARY_DIR}/${name}.cpp)
   file(CONFIGURE OUTPUT ${unit} CONTENT "${headers}\n${outside}${apart}" @ONLY)
-  set(${variable} ${unit} ${others} PARENT_SCOPE)  # the units first, so that none is left for the end
+  set(${variable} ${others} ${unit} PARENT_SCOPE)
 endfunction()
