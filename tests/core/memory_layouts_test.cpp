@@ -13,6 +13,7 @@
 
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
+#include "support/mdspan.hpp"
 #include "support/numbers.hpp"
 #include "support/placed.hpp"
 
@@ -20,6 +21,7 @@ using namespace posbias;
 using Eigen::bfloat16;
 using Eigen::half;
 using posbias_test::contains;
+using posbias_test::Mdspan;
 using posbias_test::message_of;
 
 namespace {
@@ -30,17 +32,6 @@ template <class S, int Rank>
 using Tensor = Eigen::Tensor<S, Rank, Eigen::RowMajor>;
 using Values = std::vector<float>;
 using Shape = std::array<Index, 4>;
-
-/// As std::mdspan with layout_stride, in the names that matter.
-template <class S, std::size_t Rank>
-struct Mdspan {
-  S* first;
-  std::array<std::size_t, Rank> sizes, steps;
-  static constexpr std::size_t rank() { return Rank; }
-  [[nodiscard]] S* data_handle() const { return first; }
-  [[nodiscard]] std::size_t extent(std::size_t r) const { return sizes[r]; }
-  [[nodiscard]] std::size_t stride(std::size_t r) const { return steps[r]; }
-};
 
 template <class S>
 Mdspan<S, 4> mdspan_of(const StridedMap<S, 4>& map) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/mdspan.hpp"
 
 using posbias::heads_first;
 using posbias::Index;
@@ -21,20 +22,10 @@ using posbias::TensorOf;
 using posbias::unflatten;
 using posbias::WritableStoredTensorOf;
 using posbias::WritableTensorOf;
+using posbias_test::Mdspan;
 using posbias_test::message_of;
 
 namespace {
-
-// As std::mdspan with layout_stride, in the names that matter.
-template <class S, std::size_t Rank>
-struct Mdspan {
-  S* first;
-  std::array<std::size_t, Rank> sizes, steps;
-  static constexpr std::size_t rank() { return Rank; }
-  [[nodiscard]] S* data_handle() const { return first; }
-  [[nodiscard]] std::size_t extent(std::size_t r) const { return sizes[r]; }
-  [[nodiscard]] std::size_t stride(std::size_t r) const { return steps[r]; }
-};
 
 using Row = Eigen::Tensor<float, 4, Eigen::RowMajor>;
 using Fixed = Eigen::TensorFixedSize<float, Eigen::Sizes<2, 3, 5>, Eigen::RowMajor>;
