@@ -30,14 +30,14 @@ struct AttentionOptions {
 
 namespace detail {
 
-/// The checked call. Copies what it needs of the options.
+/// The checked call. Keeps the scale, the positions with their executor, and a view of the mask; not the options.
 template <class Scalar>
 class AttentionCall {
  public:
   using View = TensorView<const Scalar, 3>;
   using Inputs = AttentionInputs<const Scalar>;
 
-  /// Of `attention`; a log_sum_exp that is null is not wanted. Throws what `attention` does, but not what the module does.
+  /// Of `attention`; a null log_sum_exp is not written. Throws `attention`'s errors, but not the module's.
   AttentionCall(const Inputs& inputs, const AttentionOptions& options, const TensorView<Scalar, 3>& out,
                 const TensorView<Scalar, 2>* log_sum_exp);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// What a module adds to tiles of logits, behind virtual functions: attention is compiled once per scalar, not once per
+/// A module's addend to tiles of logits, behind virtual functions: attention is compiled once per scalar, not once per
 /// module. A call per tile costs nothing beside its products.
 #pragma once
 

@@ -117,7 +117,7 @@ class BoundedSum {
 /// Whether two tensors share an element, in whole or in part.
 inline bool share_element(const MemoryRegion& a, const MemoryRegion& b) {
   if (a.empty || b.empty) return false;
-  const auto apart = static_cast<std::int64_t>(b.first - a.first);  // wraps to what is meant
+  const auto apart = static_cast<std::int64_t>(b.first - a.first);  // negative, if b begins first
   const std::int64_t b_extent = b.extent();
   if (apart >= a.extent() || -apart >= b_extent) return false;
   // a's strides·indices + byte in a's element = apart + b's strides·indices + byte in b's element; b's count downwards.

@@ -80,7 +80,7 @@ inline bool is_nan(float value) {
 #endif
 }
 
-/// What is rounded. A result of arithmetic is no signalling NaN, which saves an instruction.
+/// The value to round: any, or a result of arithmetic, which is no signalling NaN and saves an instruction.
 enum class Rounded { any, result };
 
 /// The nearest bfloat16 in the upper 16 bits, of which g++ vectorises a selection best.
@@ -104,7 +104,7 @@ std::uint16_t rounded_bits(float value) {
     const auto magnitude = static_cast<std::int32_t>(bits & 0x7fffffffU);
     constexpr std::int32_t infinity = 0x7f800000;
     constexpr std::int32_t smallest_normal = 113 << 23, overflow = (127 + 16) << 23, rebias = (127 - 15) << 23;
-    // Adding 2^-1 rounds to units of 2^-24, those of a subnormal; they are then the low bits of the sum.
+    // Adding 2^-1 rounds to 2^-24, the unit of subnormals; the sum's low bits count these units.
     const float half_unit = 0.5F;
     const std::int32_t subnormal = std::bit_cast<std::int32_t>(std::bit_cast<float>(magnitude) + half_unit) -
                                    std::bit_cast<std::int32_t>(half_unit);
