@@ -25,19 +25,13 @@
 #define POSBIAS_EMBEDDING(Embedding, Parameters)    \
   POSBIAS_TEMPLATE class Embedding<POSBIAS_SCALAR>; \
   POSBIAS_TEMPLATE class AdditiveEmbedding<Embedding<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>;
-#define POSBIAS_ROTATION(Rotation)                                                                                   \
-  POSBIAS_TEMPLATE class Rotation<POSBIAS_SCALAR>;                                                                   \
-  POSBIAS_TEMPLATE void Rotation<POSBIAS_SCALAR>::turn<+1>(std::string_view, const View&, const View&, const Shape&, \
-                                                           const PairPositions&) const;                              \
-  POSBIAS_TEMPLATE void Rotation<POSBIAS_SCALAR>::turn<-1>(std::string_view, const View&, const View&, const Shape&, \
-                                                           const PairPositions&) const;
 
 namespace posbias {
 
 POSBIAS_EMBEDDING(Sinusoidal, Divide)
 POSBIAS_EMBEDDING(LearnedVocab, PositionTable)
 POSBIAS_EMBEDDING(LearnedContinuous, PositionMlp)
-POSBIAS_ROTATION(Rotary)
+POSBIAS_TEMPLATE class Rotary<POSBIAS_SCALAR>;
 POSBIAS_RELATIVE_BIAS(ALiBi, Divide)
 POSBIAS_RELATIVE_BIAS(RelativePositionBias, BucketWeights)
 POSBIAS_RELATIVE_BIAS(DynamicPositionBias, PositionMlp)
@@ -52,5 +46,4 @@ POSBIAS_TEMPLATE void detail::fill_zero(const detail::TensorView<POSBIAS_SCALAR,
 #undef POSBIAS_RELATIVE_BIAS
 #undef POSBIAS_CONTENT_BIAS
 #undef POSBIAS_EMBEDDING
-#undef POSBIAS_ROTATION
 #endif

@@ -55,14 +55,15 @@ class AttentionCall {
                 const AttentionGradients<Scalar>& gradients) const;
 
  private:
-  AttentionCall(std::string_view function, const Inputs& inputs, const AttentionOptions& options);
+  [[gnu::cold]] AttentionCall(std::string_view function, const Inputs& inputs, const AttentionOptions& options);
 
   /// Throw ShapeError; return the name of the function.
-  static std::string_view checked(const Inputs& inputs, const AttentionOptions& options,
-                                  const TensorView<Scalar, 3>& out, const TensorView<Scalar, 2>* log_sum_exp);
-  static std::string_view checked(const Inputs& inputs, const AttentionOptions& options,
-                                  const AttentionInputs<Scalar>& grads, const View& grad_out, const View& out,
-                                  const TensorView<const Scalar, 2>* log_sum_exp);
+  [[gnu::cold]] static std::string_view checked(const Inputs& inputs, const AttentionOptions& options,
+                                                const TensorView<Scalar, 3>& out,
+                                                const TensorView<Scalar, 2>* log_sum_exp);
+  [[gnu::cold]] static std::string_view checked(const Inputs& inputs, const AttentionOptions& options,
+                                                const AttentionInputs<Scalar>& grads, const View& grad_out,
+                                                const View& out, const TensorView<const Scalar, 2>* log_sum_exp);
 
   [[nodiscard]] AttentionTiles<Scalar> tiles(const Inputs& modified, const LogitTerm<Scalar>& bias) const;
 
@@ -108,11 +109,11 @@ std::string_view AttentionCall<Scalar>::checked(const Inputs& inputs, const Atte
   const auto& [q, k, v] = inputs;
   if (log_sum_exp != nullptr) {
     check_log_sum_exp(function, *log_sum_exp, q);
-    check_apart({"posbias", function}, "log_sum_exp", *log_sum_exp, "out", out, "q", q, "k", k, "v", v, "mask",
-                options.mask);
+    check_apart({"posbias", function}, {"log_sum_exp", *log_sum_exp},
+                {{"out", out}, {"q", q}, {"k", k}, {"v", v}, {"mask", options.mask}});
   }
   check_result(function, "out", out, q, v);
-  check_apart({"posbias", function}, "out", out, "q", q, "k", k, "v", v, "mask", options.mask);
+  check_apart({"posbias", function}, {"out", out}, {{"q", q}, {"k", k}, {"v", v}, {"mask", options.mask}});
   return function;
 }
 
@@ -126,20 +127,18 @@ std::string_view AttentionCall<Scalar>::checked(const Inputs& inputs, const Atte
   const TensorView<Scalar, 3>&grad_q = grads.q, &grad_k = grads.k, &grad_v = grads.v;
   if (log_sum_exp != nullptr) {
     check_log_sum_exp(function, *log_sum_exp, q);
-    check_apart(hook, "grad_q", grad_q, "log_sum_exp", *log_sum_exp);
-    check_apart(hook, "grad_k", grad_k, "log_sum_exp", *log_sum_exp);
-    check_apart(hook, "grad_v", grad_v, "log_sum_exp", *log_sum_exp);
+    check_apart(hook, {"grad_q", grad_q}, {{"log_sum_exp", *log_sum_exp}});
+    check_apart(hook, {"grad_k", grad_k}, {{"log_sum_exp", *log_sum_exp}});
+    check_apart(hook, {"grad_v", grad_v}, {{"log_sum_exp", *log_sum_exp}});
   }
   check_result(function, "out", out, q, v);
   check_result(function, "grad_out", grad_out, q, v);
   check_gradient_shapes(hook, grad_q, grad_k, grad_v, q, k, v);
-  const auto check = [&](std::string_view name, const TensorView<Scalar, 3>& grad, const auto&... others) {
-    check_apart(hook, name, grad, others..., "grad_out", grad_out, "out", out, "q", q, "k", k, "v", v, "mask",
-                options.mask);
-  };
-  check("grad_q", grad_q, "grad_k", grad_k, "grad_v", grad_v);
-  check("grad_k", grad_k, "grad_v", grad_v);
-  check("grad_v", grad_v);
+  check_apart(hook, {"grad_q", grad_q}, {{"grad_k", grad_k}, {"grad_v", grad_v}});
+  check_apart(hook, {"grad_k", grad_k}, {{"grad_v", grad_v}});
+  for (const NamedRegion& grad : {NamedRegion("grad_q", grad_q), {"grad_k", grad_k}, {"grad_v", grad_v}})
+    check_apart(hook, grad,
+                {{"grad_out", grad_out}, {"out", out}, {"q", q}, {"k", k}, {"v", v}, {"mask", options.mask}});
   return function;
 }
 

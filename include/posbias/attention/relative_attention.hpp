@@ -220,12 +220,14 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
                                wanted.shape());
   }
 
-  template <class Written, class... Others>
-  static void check_writable(std::string_view hook, std::string_view argument, const Written& written, const Call& call,
-                             const Others&... others) {
-    detail::check_apart({name, hook}, argument, written, "mask", call.mask, "relative_positions",
-                        call.relative_positions, "no_position_mask", call.no_position_mask, "base_attn", call.base_attn,
-                        others...);
+  static void check_writable(std::string_view hook, const detail::NamedRegion& written, const Call& call,
+                             std::initializer_list<detail::NamedRegion> others) {
+    detail::check_apart({name, hook}, written,
+                        {{"mask", call.mask},
+                         {"relative_positions", call.relative_positions},
+                         {"no_position_mask", call.no_position_mask},
+                         {"base_attn", call.base_attn}});
+    detail::check_apart({name, hook}, written, others);
   }
 
   [[nodiscard]] Views checked(std::string_view hook, const Call& call, const Tokens& queries, const Tokens& keys,
@@ -311,26 +313,27 @@ void RelativeAttention<Scalar>::differentiate(const Views& views, const Call& ca
   check("grad_pooled", gradients.grad_pooled, pooled_shape(views));
   check("grad_logits", gradients.grad_logits, logits_shape(views));
   check("logits", gradients.logits, logits_shape(views));
-  const auto check_apart_from_inputs = [&](std::string_view argument, const auto& written) {
+  const auto check_apart_from_inputs = [&](const detail::NamedRegion& written) {
     const auto apart_from = [&](std::string_view of_other, const auto& other) {
-      if (other) check_writable(hook, argument, written, call, of_other, *other);
+      if (other) check_writable(hook, written, call, {{of_other, *other}});
     };
-    check_writable(hook, argument, written, call, "queries", views.queries, "keys", views.keys);
+    check_writable(hook, written, call, {{"queries", views.queries}, {"keys", views.keys}});
     apart_from("values", views.values);
     apart_from("grad_pooled", gradients.grad_pooled);
     apart_from("logits", gradients.logits);
   };
-  const auto check_gradient_apart = [&](std::string_view argument, const auto& written) {
-    check_apart_from_inputs(argument, written);
-    if (gradients.grad_logits) check_writable(hook, argument, written, call, "grad_logits", *gradients.grad_logits);
+  const auto check_gradient_apart = [&](const detail::NamedRegion& written) {
+    check_apart_from_inputs(written);
+    if (gradients.grad_logits) check_writable(hook, written, call, {{"grad_logits", *gradients.grad_logits}});
   };
-  check_gradient_apart("grad_queries", gradients.queries);
-  check_gradient_apart("grad_keys", gradients.keys);
-  if (gradients.values) check_gradient_apart("grad_values", *gradients.values);
-  if (gradients.grad_base) check_apart_from_inputs("grad_logits", *gradients.grad_base);
+  check_gradient_apart({"grad_queries", gradients.queries});
+  check_gradient_apart({"grad_keys", gradients.keys});
+  if (gradients.values) check_gradient_apart({"grad_values", *gradients.values});
+  if (gradients.grad_base) check_apart_from_inputs({"grad_logits", *gradients.grad_base});
   const auto check_one_or_apart = [&](std::string_view argument, const auto& written, std::string_view of_other,
                                       const auto& other) {
-    if (!detail::same_tensor(written, other)) detail::check_apart({name, hook}, argument, written, of_other, other);
+    if (!detail::same_tensor(written, other))
+      detail::check_apart({name, hook}, {argument, written}, {{of_other, other}});
   };
   check_one_or_apart("grad_queries", gradients.queries, "grad_keys", gradients.keys);
   if (gradients.values) {

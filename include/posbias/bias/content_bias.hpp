@@ -169,7 +169,7 @@ PairLocations ContentBias<Derived, Scalar, Parameters>::checked_mod_mask(const C
                                                                          const PairPositions& at) const {
   const detail::Hook hook = hook_of("mod_mask", at);
   PairLocations result = checked(hook, "mask", mask, inputs, at);
-  detail::check_apart(hook, "mask", mask, "q", inputs.q, "k", inputs.k, "v", inputs.v);
+  detail::check_apart(hook, {"mask", mask}, {{"q", inputs.q}, {"k", inputs.k}, {"v", inputs.v}});
   return result;
 }
 
@@ -183,10 +183,10 @@ PairLocations ContentBias<Derived, Scalar, Parameters>::checked_backward(const C
   PairLocations result = checked(hook, "grad_mask", grad_mask, inputs, at);
   detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, inputs.q, inputs.k, inputs.v);
   this->check_gradients("mod_mask_backward", grads);
-  detail::check_apart(hook, "grad_q", grad_q, "grad_mask", grad_mask, "q", inputs.q, "k", inputs.k);
+  detail::check_apart(hook, {"grad_q", grad_q}, {{"grad_mask", grad_mask}, {"q", inputs.q}, {"k", inputs.k}});
   if constexpr (Derived::looks_at_keys) {
-    detail::check_apart(hook, "grad_k", grad_k, "grad_mask", grad_mask, "q", inputs.q, "k", inputs.k);
-    if (!detail::same_tensor(grad_q, grad_k)) detail::check_apart(hook, "grad_q", grad_q, "grad_k", grad_k);
+    detail::check_apart(hook, {"grad_k", grad_k}, {{"grad_mask", grad_mask}, {"q", inputs.q}, {"k", inputs.k}});
+    if (!detail::same_tensor(grad_q, grad_k)) detail::check_apart(hook, {"grad_q", grad_q}, {{"grad_k", grad_k}});
   }
   return result;
 }

@@ -61,9 +61,6 @@ class PreparedRelativeBias {
   /// Whether the bias may be -inf.
   [[nodiscard]] bool hides() const { return bias_->hides(); }
 
-  /// Makes -inf the logits where the bias is, which a NaN would not become by adding it.
-  void hide(const LogitTile<Scalar>& tile) const;
-
   /// The gradients of q and k do not matter here: the bias does not look at them.
   [[nodiscard]] Accumulator accumulator(const auto&... /*grad_q, grad_k*/) const { return accumulator(); }
   /// Sums of zero, for the gradients of tiles.
@@ -165,16 +162,6 @@ void PreparedRelativeBias<Bias>::add(const LogitTile<S>& tile) const {
     }
   for_each_value(tile, [&](const Scalar* values, Index count, S* logits) {
     detail::add_values<onto>(values, count, logits, tile.key_stride);
-  });
-}
-
-template <class Bias>
-void PreparedRelativeBias<Bias>::hide(const LogitTile<Scalar>& tile) const {
-  for_each_value(tile, [&](const Scalar* values, Index count, Scalar* logits) {
-    for (Index j = 0; j < count; ++j) {
-      Scalar& logit = logits[j * tile.key_stride];
-      logit = detail::visible_or_hidden(!detail::is_minus_infinity(values[j]), logit);
-    }
   });
 }
 

@@ -198,7 +198,7 @@ class RelativeBias : public Module<Derived, Parameters> {
                                       const detail::TensorView<S, 3>& mask, const PairPositions& at, Shapes qkv) const {
     if (!qkv.empty()) detail::check_mask_fits(hook, argument, mask, qkv[0], qkv[1], qkv[2]);
     check_heads(hook, argument, mask.shape[0]);
-    if constexpr (!std::is_const_v<S>) detail::check_apart(hook, argument, mask);
+    if constexpr (!std::is_const_v<S>) detail::check_apart(hook, {argument, mask});
     return locations(hook, mask.leading, mask.shape[1], mask.shape[2], at);
   }
   [[nodiscard]] PairLocations checked_backward(const ConstView& grad_mask, const PairPositions& at,

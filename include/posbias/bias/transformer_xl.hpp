@@ -251,10 +251,10 @@ void TransformerXL<Scalar>::check(const Inputs& inputs, const PairPositions& at)
   const auto& [q, k, v] = inputs;
   const detail::Hook hook = this->hook_of("mod_qkv", at);
   this->check_queries(hook, q, k, v);
-  detail::check_apart(hook, "q", q);
-  if (detail::overlap(q, k) || detail::overlap(q, v))
-    detail::fail<ShapeError>(hook, ": q shares memory with ", detail::overlap(q, k) ? "k" : "v",
-                             "; only q is to change");
+  detail::check_apart(hook, {"q", q});
+  for (const detail::NamedRegion& other : {detail::NamedRegion("k", k), {"v", v}})
+    if (detail::share_element(q.region(), other.region))
+      detail::fail<ShapeError>(hook, ": q shares memory with ", other.name, "; only q is to change");
 }
 
 template <class Scalar>

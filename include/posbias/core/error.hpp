@@ -97,11 +97,13 @@ inline bool is_finite(double value) {
   return (std::bit_cast<std::uint64_t>(value) & exponent) != exponent;
 }
 
-inline void append(std::string& text, std::string_view part) {
+// Messages are made once, before a throw: compilers need not make this fast, and users' programs compile sooner.
+
+[[gnu::cold]] inline void append(std::string& text, std::string_view part) {
   text += part;
 }
 
-inline void append(std::string& text, const Hook& hook) {
+[[gnu::cold]] inline void append(std::string& text, const Hook& hook) {
   append(text, hook.scope.empty() ? hook.module : hook.scope);
   append(text, "::");
   append(text, hook.function);
@@ -110,31 +112,34 @@ inline void append(std::string& text, const Hook& hook) {
   append(text, hook.module);
 }
 
-template <std::integral Integer>
-void append(std::string& text, Integer part) {
+[[gnu::cold]] inline void append(std::string& text, std::int64_t part) {
   text += std::to_string(part);
 }
+[[gnu::cold]] inline void append(std::string& text, std::uint64_t part) {
+  text += std::to_string(part);
+}
+template <std::integral Integer>
+void append(std::string& text, Integer part) {
+  if constexpr (std::signed_integral<Integer>)
+    append(text, std::int64_t{part});
+  else
+    append(text, std::uint64_t{part});
+}
 
-inline void append(std::string& text, double part) {
+[[gnu::cold]] inline void append(std::string& text, double part) {
   char digits[32];
   std::snprintf(digits, sizeof digits, "%.9g", part);
   text += digits;
 }
 
 /// A shape prints as "(2, 3, 5)".
-template <class Integer, std::size_t Extent>
-void append(std::string& text, std::span<Integer, Extent> shape) {
+[[gnu::cold]] inline void append(std::string& text, std::span<const std::ptrdiff_t> shape) {
   text += '(';
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (i > 0) text += ", ";
     append(text, shape[i]);
   }
   text += ')';
-}
-
-template <std::integral Integer, std::size_t Rank>
-void append(std::string& text, const std::array<Integer, Rank>& shape) {
-  append(text, std::span(shape));
 }
 
 /// The single throw point: joins the parts and throws. Kept out of line, so that a check costs a compare and a jump

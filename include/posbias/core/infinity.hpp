@@ -6,9 +6,12 @@
 /// is folded away, and with clang an infinite constant makes the whole expression undefined. Integers are left alone.
 #pragma once
 
+#include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "posbias/core/index.hpp"
 
@@ -69,10 +72,32 @@ bool hides_keys(const Prepared& prepared) {
     return false;
 }
 
-/// Makes -inf the logits of a tile where what is prepared is, whatever they were.
+/// Makes -inf the logits of a tile where what is prepared is, which a NaN would not become by adding it. Several that are
+/// prepared as one hide keys one by one.
 template <class Prepared, class Tile>
 void hide_keys(const Prepared& prepared, const Tile& tile) {
-  if constexpr (requires { prepared.hide(tile); }) prepared.hide(tile);
+  if (!hides_keys(prepared)) return;
+  if constexpr (requires { prepared.hide(tile); }) {
+    prepared.hide(tile);
+  } else {
+    using Scalar = std::remove_pointer_t<decltype(tile.data)>;
+    std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
+    for (Index i = 0; i < tile.queries; ++i) {
+      Tile row = tile;
+      row.data = values.data();
+      row.head_stride = tile.keys;
+      row.key_stride = 1;
+      row.query += i;
+      row.queries = 1;
+      std::fill(values.begin(), values.end(), Scalar(0));
+      prepared.add_to(row);
+      for (Index h = 0; h < tile.heads; ++h)
+        for (Index j = 0; j < tile.keys; ++j) {
+          Scalar& logit = tile.row(h, i)[j * tile.key_stride];
+          logit = visible_or_hidden(!is_minus_infinity(row.row(h, 0)[j]), logit);
+        }
+    }
+  }
 }
 
 }  // namespace posbias::detail

@@ -249,7 +249,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   ///     and `heads_are_independent()`;
   ///   - `accumulates()`: whether anything comes of that; if not it may be left out;
   ///   - `finish(sums, grads)`, which adds to the parameters' gradients;
-  ///   - if it may be -inf, which hides keys, `hides()`, and `hide(tile)`, which makes -inf the logits where it is.
+  ///   - `hides()`, if it may be -inf, which hides keys.
   /// A module with a `mod_mask` of its own also has a `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::leaves_mask_alone<Derived>

@@ -35,12 +35,15 @@ struct MemoryRegion {
         empty(false) {}
 
   /// Adds a dimension, stride in elements.
-  void add(Index size, Index stride) {
+  [[gnu::cold]] void add(Index size, Index stride) {
     if (size == 0) empty = true;
     if (size <= 1) return;
     const std::int64_t bytes = stride * element, last = size - 1;
     if (bytes < 0) first -= static_cast<std::uintptr_t>(-bytes * last);
-    dimensions[rank++] = {bytes < 0 ? -bytes : bytes, last};
+    const Dimension added{bytes < 0 ? -bytes : bytes, last};
+    std::size_t place = rank++;
+    for (; place > 0 && dimensions[place - 1].stride > added.stride; --place) dimensions[place] = dimensions[place - 1];
+    dimensions[place] = added;
   }
 
   [[nodiscard]] std::span<const Dimension> strides() const { return {dimensions.data(), rank}; }
@@ -56,29 +59,29 @@ struct MemoryRegion {
   std::int64_t element = 1;  // bytes
   bool empty = true;
   std::size_t rank = 0;
-  std::array<Dimension, max_rank> dimensions{};
+  std::array<Dimension, max_rank> dimensions{};  // the smallest stride first
 };
 
 /// The sum over k of coefficient[k] · x[k] with 0 <= x[k] <= bound[k].
 class BoundedSum {
  public:
-  void add(std::int64_t coefficient, std::int64_t bound) {
+  [[gnu::cold]] void add(std::int64_t coefficient, std::int64_t bound) {
     if (coefficient == 0 || bound == 0) return;
-    const auto same = std::find_if(terms_.begin(), terms_.begin() + count_,
-                                   [&](const Term& term) { return term.coefficient == coefficient; });
-    if (same != terms_.begin() + count_)
-      same->bound += bound;
-    else
-      terms_[static_cast<std::size_t>(count_++)] = {coefficient, bound, 0, 0};
+    std::size_t place = count_;
+    while (place > 0 && terms_[place - 1].coefficient < coefficient) --place;
+    if (place > 0 && terms_[place - 1].coefficient == coefficient) {
+      terms_[place - 1].bound += bound;
+      return;
+    }
+    for (std::size_t k = count_++; k > place; --k) terms_[k] = terms_[k - 1];
+    terms_[place] = {coefficient, bound, 0, 0};
   }
 
   /// Whether some x make it `target`. Strides that divide nothing may have more candidates than are tried: then true.
-  [[nodiscard]] bool can_be(std::int64_t target) {
-    std::sort(terms_.begin(), terms_.begin() + count_,
-              [](const Term& a, const Term& b) { return a.coefficient > b.coefficient; });
+  [[nodiscard]] [[gnu::cold]] bool can_be(std::int64_t target) {
     std::int64_t divisor = 0, most = 0;
-    for (std::ptrdiff_t k = count_; k-- > 0;) {
-      Term& term = terms_[static_cast<std::size_t>(k)];
+    for (std::size_t k = count_; k-- > 0;) {
+      Term& term = terms_[k];
       term.rest = most;
       most += term.coefficient * term.bound;
       divisor = std::gcd(divisor, term.coefficient);
@@ -96,10 +99,10 @@ class BoundedSum {
     std::int64_t divisor;  // of its coefficient and of those behind it
   };
 
-  bool can_be(std::ptrdiff_t k, std::int64_t target) {
+  [[gnu::cold]] bool can_be(std::size_t k, std::int64_t target) {
     if (target == 0 || --tries_ < 0) return true;
     if (k == count_) return false;
-    const Term& term = terms_[static_cast<std::size_t>(k)];
+    const Term& term = terms_[k];
     if (target % term.divisor != 0) return false;
     const std::int64_t highest = (std::min)(term.bound, target / term.coefficient);
     const std::int64_t left = target - term.rest;  // that at least must come from this term
@@ -109,13 +112,13 @@ class BoundedSum {
     return false;
   }
 
-  std::array<Term, 2 * MemoryRegion::max_rank + 1> terms_{};
-  std::ptrdiff_t count_ = 0;
+  std::array<Term, 2 * MemoryRegion::max_rank + 1> terms_{};  // the largest coefficient first
+  std::size_t count_ = 0;
   int tries_ = 0;
 };
 
 /// Whether two tensors share an element, in whole or in part.
-inline bool share_element(const MemoryRegion& a, const MemoryRegion& b) {
+[[gnu::cold]] inline bool share_element(const MemoryRegion& a, const MemoryRegion& b) {
   if (a.empty || b.empty) return false;
   const auto apart = static_cast<std::int64_t>(b.first - a.first);  // negative, if b begins first
   const std::int64_t b_extent = b.extent();
@@ -129,16 +132,13 @@ inline bool share_element(const MemoryRegion& a, const MemoryRegion& b) {
 }
 
 /// Whether two elements of a tensor share memory, so that it cannot be written to.
-inline bool overlaps_itself(const MemoryRegion& region) {
+[[gnu::cold]] inline bool overlaps_itself(const MemoryRegion& region) {
   if (region.empty) return false;
-  std::array<MemoryRegion::Dimension, MemoryRegion::max_rank> sorted = region.dimensions;
-  const auto end = sorted.begin() + static_cast<std::ptrdiff_t>(region.rank);
-  std::sort(sorted.begin(), end, [](const auto& a, const auto& b) { return a.stride < b.stride; });
   std::int64_t extent = region.element;
   bool nested = true;  // each stride steps over all of the smaller ones
-  for (auto d = sorted.begin(); d != end; ++d) {
-    nested = nested && d->stride >= extent;
-    extent += d->stride * d->last;
+  for (const auto& d : region.strides()) {
+    nested = nested && d.stride >= extent;
+    extent += d.stride * d.last;
   }
   if (nested) return false;
   // Two indices that differ in dimension i, and in none before it: by 1 or more there, by anything in those behind.

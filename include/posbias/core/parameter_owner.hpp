@@ -39,7 +39,7 @@ class ParameterOwner {
 
   /// Throws ShapeError, naming the caller, unless `gradients` has the parameters' names and shapes: those of another module
   /// do not.
-  void check_gradients(const Caller& caller, const Gradients& gradients) const {
+  [[gnu::cold]] void check_gradients(const Caller& caller, const Gradients& gradients) const {
     struct Entry {
       std::string name;
       std::vector<Index> shape;

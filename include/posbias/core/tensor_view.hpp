@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <initializer_list>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -77,7 +78,7 @@ struct StridedShape {
   }
 
   /// The memory of elements of this shape.
-  [[nodiscard]] MemoryRegion region(const void* address, Index element_size) const {
+  [[nodiscard]] [[gnu::cold]] MemoryRegion region(const void* address, Index element_size) const {
     if (address == nullptr) return {};
     MemoryRegion result(address, static_cast<std::size_t>(element_size));
     for (std::size_t d = 0; d < leading.rank; ++d) result.add(leading.sizes[d], leading_strides[d]);
@@ -213,36 +214,24 @@ AttentionShape attention_shape(const Hook& hook, const Q& q, const K& k, const V
   return attention_shape(hook, view<3>(q), view<3>(k), view<3>(v));
 }
 
-/// The memory of a tensor, or of what says so itself.
-template <class T>
-MemoryRegion region_of(const T& owner) {
-  if constexpr (TensorLike<T>)
-    return view<0>(owner).region();
-  else
-    return owner.region();
-}
+/// The memory of a tensor that a call is given, with the tensor's name.
+struct NamedRegion {
+  template <class T>
+  NamedRegion(std::string_view argument, const T& tensor) : name(argument), region(tensor.region()) {}
 
-/// Whether two tensors share an element.
-template <class A, class B>
-bool overlap(const A& a, const B& b) {
-  return share_element(region_of(a), region_of(b));
-}
+  std::string_view name;
+  MemoryRegion region;
+};
 
-/// Throws ShapeError if elements of a tensor that is written to share memory, as those of a stride 0 do.
-template <class Written>
-void check_apart(const Hook& hook, std::string_view argument, const Written& written) {
-  if (overlaps_itself(region_of(written)))
-    fail<ShapeError>(hook, ": ", argument, " has elements that share memory; it is written to");
-}
-
-/// Throws ShapeError if a tensor that is written to shares memory with any of the others, each given behind its name:
-/// tensors, or what has memory.
-template <class Written, class Other, class... Others>
-void check_apart(const Hook& hook, std::string_view argument, const Written& written, std::string_view name,
-                 const Other& other, const Others&... others) {
-  if (overlap(written, other))
-    fail<ShapeError>(hook, ": ", argument, " shares memory with ", name, "; it is written to");
-  check_apart(hook, argument, written, others...);
+/// Throws ShapeError if a tensor that is written to shares memory with any of the others, or its elements do with each
+/// other, as those of a stride 0.
+[[gnu::cold]] inline void check_apart(const Hook& hook, const NamedRegion& written,
+                                      std::initializer_list<NamedRegion> others = {}) {
+  for (const NamedRegion& other : others)
+    if (share_element(written.region, other.region))
+      fail<ShapeError>(hook, ": ", written.name, " shares memory with ", other.name, "; it is written to");
+  if (overlaps_itself(written.region))
+    fail<ShapeError>(hook, ": ", written.name, " has elements that share memory; it is written to");
 }
 
 /// Throws ShapeError unless the gradients of q, k and v have their shapes.

@@ -26,7 +26,7 @@ namespace detail {
 
 /// Which row of `given` each row of `wanted` reads, rows being counted in row-major order of (B, *): a dimension of 1, or
 /// one that is missing from the left, is for all. None if the shapes do not fit.
-inline std::optional<std::vector<Index>> broadcast_rows(const Leading& given, const Leading& wanted) {
+[[gnu::cold]] inline std::optional<std::vector<Index>> broadcast_rows(const Leading& given, const Leading& wanted) {
   StridedShape<0> from{given};
   Index stride = 1;
   for (std::size_t d = given.rank; d-- > 0; stride *= given.sizes[d]) from.leading_strides[d] = stride;
@@ -175,7 +175,7 @@ class TokenLocations {
   }
 
   /// One row of positions is for all batch entries, many become a row for each of them. False if shapes do not fit.
-  bool broadcast(const detail::Leading& leading) {
+  [[gnu::cold]] bool broadcast(const detail::Leading& leading) {
     detail::Leading& rows = positions_.leading_;
     if (rows.rank == 0 || (rows == leading && rows.count() != 1)) return true;
     std::optional<std::vector<Index>> read = detail::broadcast_rows(rows, leading);
@@ -198,7 +198,7 @@ class TokenLocations {
   }
 
   /// Positions of tokens that are nowhere encoded become 0, which every module can embed.
-  void forget_unused(const TokenFlags& flags, Index batches) {
+  [[gnu::cold]] void forget_unused(const TokenFlags& flags, Index batches) {
     std::vector<char> used(static_cast<std::size_t>(rows() * count_));
     for (Index n = 0; n < batches; ++n)
       for (Index i = 0; i < count_; ++i) used[flat(n, i)] |= static_cast<char>(flags(n, first() + i));

@@ -199,7 +199,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       if (x.shape[1] != module.dim())
         detail::fail<ShapeError>(Derived::name, "::", hook, ": ", argument, " has ", x.shape[1],
                                  " features; dim = ", module.dim());
-      if constexpr (!std::is_const_v<S>) detail::check_apart({Derived::name, hook}, argument, x);
+      if constexpr (!std::is_const_v<S>) detail::check_apart({Derived::name, hook}, {argument, x});
       module.check_positions(hook, locations);
     }
 

@@ -23,21 +23,21 @@ void turn_pair(Scalar sine, Scalar cosine, S& a, S& b) {
   put_result(b, turned(was_b, cosine, was_a, sine));
 }
 
-/// Turns a head of features [a... b...], given its row [sines | cosines]; backwards with direction -1.
-template <int direction, class Scalar, class S>
+/// Turns a head of features [a... b...], given its row [sines | cosines].
+template <class Scalar, class S>
 [[gnu::always_inline]] inline void turn_halves(const Scalar* __restrict row, Index pairs, S* __restrict as,
                                                S* __restrict bs) {
-  for (Index i = 0; i < pairs; ++i) turn_pair<Scalar>(direction * row[i], row[pairs + i], as[i], bs[i]);
+  for (Index i = 0; i < pairs; ++i) turn_pair<Scalar>(row[i], row[pairs + i], as[i], bs[i]);
 }
 
 /// A row [s s | c c] as [c c c c | -s s -s s]: then heads of features [a b a b] only take a swap of neighbours.
-template <int direction, class Scalar>
+template <class Scalar>
 void spread_row(const Scalar* __restrict row, Index pairs, Scalar* __restrict spread) {
   Scalar* __restrict sines = spread + 2 * pairs;
   for (Index i = 0; i < pairs; ++i) {
     spread[2 * i] = spread[2 * i + 1] = row[pairs + i];
-    sines[2 * i] = -direction * row[i];
-    sines[2 * i + 1] = direction * row[i];
+    sines[2 * i] = -row[i];
+    sines[2 * i + 1] = row[i];
   }
 }
 

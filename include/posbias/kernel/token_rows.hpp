@@ -29,6 +29,17 @@ class TokenRows {
     return computed_.data();
   }
 
+  /// Negates the first halves of rows (tokens, width), in memory of its own: rotations by [sines | cosines] go back then.
+  void negate_first_halves(std::size_t tokens, Index width) {
+    const auto given = rows_;
+    Scalar* to = compute(tokens, width);
+    for (std::size_t token = 0; token < tokens; ++token, to += width)
+      for (Index i = 0; i < width / 2; ++i) {
+        to[i] = -given[token][i];
+        to[width / 2 + i] = given[token][width / 2 + i];
+      }
+  }
+
  private:
   std::array<const Scalar*, static_cast<std::size_t>(TokenBlock::max_tokens)> rows_;
   Eigen::ArrayX<Scalar> computed_;  // aligned, and not set to 0 first

@@ -27,6 +27,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -83,7 +84,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   static constexpr QKVChanges changes{.v = false};    ///< q and k
 
   /// Throws OptionError. Nothing is random, so the seed is not used.
-  explicit Rotary(const Options& options, std::uint64_t seed = 0);
+  [[gnu::cold]] explicit Rotary(const Options& options, std::uint64_t seed = 0);
 
   [[nodiscard]] const Options& options() const { return options_; }  ///< with defaults filled in
 
@@ -96,7 +97,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn<+1>("mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    turn(Direction::forth, "mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
@@ -126,13 +127,15 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Rotates back.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn<-1>("undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    turn(Direction::back, "undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
  private:
   using View = detail::TensorView<Scalar, 3>;
   using ConstView = detail::TensorView<const Scalar, 3>;
   using Shape = detail::StridedShape<3>;
+
+  enum class Direction { forth, back };
 
   /// Where the two features of pair i stand in a head: at i·step and i·step + partner.
   struct PairStrides {
@@ -141,8 +144,20 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// Queries, keys, or both if they have the same positions, checked, with where their tokens are.
   struct Side {
-    std::vector<View> views;
     TokenLocations locations;
+    View first;
+    std::optional<View> second{};
+  };
+
+  /// One or two.
+  struct Sides {
+    Side first;
+    std::optional<Side> second{};
+
+    void for_each(const auto& use) const {
+      use(first);
+      if (second) use(*second);
+    }
   };
 
   /// With n_dims resolved.
@@ -158,36 +173,37 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// q and k, checked; only one of them if they are the same tensor.
-  [[nodiscard]] std::vector<Side> sides(std::string_view function, const View& q, const View& k, const Shape& v,
-                                        const PairPositions& at) const;
+  [[nodiscard]] [[gnu::cold]] Sides sides(std::string_view function, const View& q, const View& k, const Shape& v,
+                                          const PairPositions& at) const;
   /// The gradients of q and k, checked with all else that the adjoint is given.
-  [[nodiscard]] std::vector<Side> backward_sides(const View& grad_q, const View& grad_k, const Shape& grad_v,
-                                                 const Shape& q, const Shape& k, const Shape& v,
-                                                 const PairPositions& at, const Gradients& grads) const;
+  [[nodiscard]] Sides backward_sides(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q,
+                                     const Shape& k, const Shape& v, const PairPositions& at,
+                                     const Gradients& grads) const;
 
-  /// The hooks, past the tensors: rotates forth or back.
-  template <int direction>
-  void turn(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
+  /// The hooks, past the tensors.
+  void turn(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
+            const PairPositions& at) const;
   void backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q, const ConstView& k,
                 const Shape& v, const PairPositions& at, Gradients& grads) const;
   void check(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
   void check_backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q, const Shape& k,
                       const Shape& v, const PairPositions& at, const Gradients& grads) const;
 
-  /// Turns the heads of a block of tokens of tensors at the same positions.
-  template <int direction, class Find>
-  void turn_block(std::span<const View> views, const TokenLocations& locations, Index index, const Find& find) const {
-    detail::visit_token_block(locations, views.front().batches(), index, [&](const detail::TokenBlock& block) {
+  /// Turns the heads of a block of tokens of one tensor, or of two.
+  void turn_block(Direction direction, const TokenLocations& locations, Index index, const auto& find,
+                  const View& first, const View* second = nullptr) const {
+    detail::visit_token_block(locations, first.batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
-      for (const auto& view : views)
-        if (view.shape[1] > 0)  // no heads: no memory to point into
-          view.data.visit([&](auto* first) { turn_block<direction>(first, view, block, rows); });
+      if (direction == Direction::back) rows.negate_first_halves(block.positions.size(), options_.n_dims);
+      for (const View* view : {&first, second})
+        if (view != nullptr && view->shape[1] > 0)  // no heads: no memory to point into
+          view->data.visit([&](auto* as_stored) { turn_block(as_stored, *view, block, rows); });
     });
   }
 
   /// In the order of memory.
-  template <int direction, class S>
+  template <class S>
   void turn_block(S* first, const View& view, const detail::TokenBlock& block,
                   const detail::TokenRows<Scalar>& rows) const {
     const Index token_stride = view.strides[0], head_stride = view.strides[1];
@@ -210,11 +226,11 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
           for (Index token = 0; token < tokens; ++token)
             each_batch(token, h, [&, row = rows[token]](S* head) {
               S* a = head + i * strides.step;
-              detail::turn_pair<Scalar>(direction * row[i], row[pairs + i], a[0], a[strides.partner]);
+              detail::turn_pair<Scalar>(row[i], row[pairs + i], a[0], a[strides.partner]);
             });
     } else if (options_.pairing == RotaryPairing::interleaved) {
       for (Index token = 0; token < tokens; ++token) {
-        detail::spread_row<direction>(rows[token], pairs, spread.data());
+        detail::spread_row(rows[token], pairs, spread.data());
         for (Index h = 0; h < heads; ++h)
           each_batch(token, h, [&](S* head) {
             prefetch_next(token, head);
@@ -226,7 +242,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
         for (Index h = 0; h < heads; ++h)
           each_batch(token, h, [&, row = rows[token]](S* head) {
             prefetch_next(token, head);
-            detail::turn_halves<direction>(row, pairs, head, head + strides.partner);
+            detail::turn_halves(row, pairs, head, head + strides.partner);
           });
     }
   }
@@ -239,7 +255,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     std::vector<double> sums(learned ? static_cast<std::size_t>(blocks) : 0);
     executor.parallel_for(blocks, [&](Index index) {
       if (learned) sums[static_cast<std::size_t>(index)] = angle_gradient(grad, locations, value, index);
-      turn_block<-1>(std::span(&grad, 1), locations, index, find);
+      turn_block(Direction::back, locations, index, find, grad);
     });
     double sum = 0;
     for (double part : sums) sum += part;
@@ -336,34 +352,33 @@ void Rotary<Scalar>::reserve(Index length) {
 
 template <class Scalar>
 auto Rotary<Scalar>::sides(std::string_view function, const View& q, const View& k, const Shape& v,
-                           const PairPositions& at) const -> std::vector<Side> {
+                           const PairPositions& at) const -> Sides {
   const detail::Hook hook = this->hook_of(function, at);
   const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
   PairLocations locations(hook, at, shape.leading, shape.queries, shape.keys);
   if (q.shape[2] != options_.head_dim)
     detail::fail<ShapeError>(hook, ": q has ", q.shape[2], " features per head; head_dim = ", options_.head_dim);
-  detail::check_apart(hook, "q", q);
-  detail::check_apart(hook, "k", k);
-  const bool same = detail::overlap(q, k);
+  detail::check_apart(hook, {"q", q});
+  detail::check_apart(hook, {"k", k});
+  const bool same = detail::share_element(q.region(), k.region());
   if (same && (!detail::same_tensor(q, k) || at.q.given() || at.k.given()))
     detail::fail<ShapeError>(hook, ": q and k share memory; they must be one tensor, at the same positions");
-  std::vector<Side> result;
-  result.push_back({{q}, std::move(locations.q)});
+  Sides result{{std::move(locations.q), q}};
   if (same) return result;
   const bool same_positions = !at.q.given() && !at.k.given() && shape.queries == shape.keys;
   if (same_positions)
-    result.front().views.push_back(k);
+    result.first.second = k;
   else
-    result.push_back({{k}, std::move(locations.k)});
+    result.second.emplace(Side{std::move(locations.k), k});
   return result;
 }
 
 template <class Scalar>
 auto Rotary<Scalar>::backward_sides(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q,
                                     const Shape& k, const Shape& v, const PairPositions& at,
-                                    const Gradients& grads) const -> std::vector<Side> {
+                                    const Gradients& grads) const -> Sides {
   detail::check_gradient_shapes(this->hook_of("mod_qkv_backward", at), grad_q, grad_k, grad_v, q, k, v);
-  std::vector<Side> result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
+  Sides result = sides("mod_qkv_backward", grad_q, grad_k, grad_v, at);
   this->check_gradients("mod_qkv_backward", grads);
   return result;
 }
@@ -382,26 +397,28 @@ void Rotary<Scalar>::check_backward(const View& grad_q, const View& grad_k, cons
 }
 
 template <class Scalar>
-template <int direction>
-void Rotary<Scalar>::turn(std::string_view hook, const View& q, const View& k, const Shape& v,
+void Rotary<Scalar>::turn(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
                           const PairPositions& at) const {
-  const std::vector<Side> both = sides(hook, q, k, v, at);
+  const Sides both = sides(hook, q, k, v, at);
   const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
-  for (const Side& side : both) {
-    at.executor.parallel_for(detail::token_blocks(side.locations),
-                             [&](Index index) { turn_block<direction>(side.views, side.locations, index, find); });
-  }
+  both.for_each([&](const Side& side) {
+    at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
+      turn_block(direction, side.locations, index, find, side.first, side.second ? &*side.second : nullptr);
+    });
+  });
 }
 
 template <class Scalar>
 void Rotary<Scalar>::backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q,
                               const ConstView& k, const Shape& v, const PairPositions& at, Gradients& grads) const {
-  const std::vector<Side> grad_sides = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
+  const Sides both = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
   const auto find = sinusoids_.in_call(this->parameters_.divisor());
-  const ConstView values[] = {q, k};
-  const ConstView* value = values;
-  for (const Side& side : grad_sides)
-    for (const View& grad : side.views) backward_side(grad, side.locations, *value++, find, at.executor, grads);
+  const ConstView* value = &q;
+  both.for_each([&](const Side& side) {
+    backward_side(side.first, side.locations, *value, find, at.executor, grads);
+    value = &k;
+    if (side.second) backward_side(*side.second, side.locations, *value, find, at.executor, grads);
+  });
 }
 
 }  // namespace posbias
