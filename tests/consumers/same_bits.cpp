@@ -64,6 +64,29 @@ void attend(const Module& module) {
   print_all(grads);
 }
 
+/// RelativeAttention, with positions of pairs, and all its gradients; tensors of `Stored`.
+template <class Scalar, class Stored>
+void attend_with_content() {
+  using Tokens = Eigen::Tensor<Stored, 3, Eigen::RowMajor>;
+  const posbias::RelativeAttention<Scalar> layer(
+      {.size = 12, .n_heads = 2, .head_size = 6, .n_positions = 5, .position_size = 6, .n_coordinates = 2}, 5);
+  const Tokens queries = filled(Tokens(2, 7, 12), 1), keys = filled(Tokens(2, 9, 12), 2);
+  const Tokens values = filled(Tokens(2, 9, 12), 3), grad_pooled = filled(Tokens(2, 7, 12), 4);
+  Eigen::Tensor<Index, 4, Eigen::RowMajor> positions(2, 7, 9, 2);
+  for (Index i = 0; i < positions.size(); ++i) positions.data()[i] = i * 5 % 11 - 5;
+  const typename posbias::RelativeAttention<Scalar>::Call call{.relative_positions = positions};
+  const auto [pooled, logits] = layer(queries, keys, values, call);
+  auto grad_queries = queries, grad_keys = keys, grad_values = values;
+  auto grads = layer.zero_gradients();
+  layer.backward(grad_queries, grad_keys, grad_values, grad_pooled, logits, queries, keys, values, call, grads);
+  print("pooled", pooled);
+  print("logits", logits);
+  print("grad_queries", grad_queries);
+  print("grad_keys", grad_keys);
+  print("grad_values", grad_values);
+  print_all(grads);
+}
+
 template <class Scalar, class Stored>
 void run() {
   using namespace posbias;
@@ -98,6 +121,9 @@ void run() {
   attend<Scalar, Stored>(Compose(rotary, t5));
   attend<Scalar, Stored>(alibi);
   attend<Scalar, Stored>(mlp);
+  attend<Scalar, Stored>(TransformerXL<Scalar>({.dim = 32, .n_heads = 4}, 4));
+  attend<Scalar, Stored>(DisentangledBias<Scalar>({.n_heads = 4, .head_dim = 8, .n_positions = 6}, 5));
+  attend_with_content<Scalar, Stored>();
 
   io::SafeTensorsWriter writer;
   io::save_parameters(writer, mlp, "mlp.");
