@@ -82,9 +82,9 @@ TEST_CASE("messages are joined from text, numbers and shapes", "[error]") {
   CHECK(joined(2.5, ", ", 0.1F) == "2.5, 0.100000001");
   CHECK(joined(std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()) == "inf-inf");
   CHECK(joined(std::numeric_limits<double>::quiet_NaN()) == "nan");
-  CHECK(joined(std::array<std::ptrdiff_t, 3>{2, 3, 5}) == "(2, 3, 5)");
-  CHECK(joined(std::array<std::ptrdiff_t, 0>{}) == "()");
-  const std::array<std::ptrdiff_t, 3> sizes{7, 11, 13};
+  CHECK(joined(std::array<posbias::Index, 3>{2, 3, 5}) == "(2, 3, 5)");
+  CHECK(joined(std::array<posbias::Index, 0>{}) == "()");
+  const std::array<posbias::Index, 3> sizes{7, 11, 13};
   CHECK(joined(std::span(sizes).first(2)) == "(7, 11)");
   CHECK(joined(std::span(sizes).first(1)) == "(7)");
 }

@@ -12,7 +12,6 @@
 /// base of them all.
 #pragma once
 
-#include <array>
 #include <bit>
 #include <concepts>
 #include <cstddef>
@@ -22,6 +21,8 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+
+#include "posbias/core/index.hpp"
 
 namespace posbias {
 
@@ -133,7 +134,7 @@ void append(std::string& text, Integer part) {
 }
 
 /// A shape prints as "(2, 3, 5)".
-[[gnu::cold]] inline void append(std::string& text, std::span<const std::ptrdiff_t> shape) {
+[[gnu::cold]] inline void append(std::string& text, std::span<const Index> shape) {
   text += '(';
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (i > 0) text += ", ";
