@@ -117,8 +117,11 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     const Views views = checked(hook, call, rows(queries), rows(keys), rows(values));
     check_shape(hook, "pooled", rows(pooled), pooled_shape(views));
     check_shape(hook, "logits", pairs(logits), logits_shape(views));
-    check_writable(hook, "pooled", pooled, call, "logits", logits, "queries", queries, "keys", keys, "values", values);
-    check_writable(hook, "logits", logits, call, "queries", queries, "keys", keys, "values", values);
+    check_writable(
+        hook, {"pooled", rows(pooled)}, call,
+        {{"logits", pairs(logits)}, {"queries", views.queries}, {"keys", views.keys}, {"values", *views.values}});
+    check_writable(hook, {"logits", pairs(logits)}, call,
+                   {{"queries", views.queries}, {"keys", views.keys}, {"values", *views.values}});
     compute(views, rows(pooled), pairs(logits));
   }
   /// The same without values: logits only, which are written.
@@ -127,7 +130,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
     constexpr std::string_view hook = "forward";
     const Views views = checked(hook, call, rows(queries), rows(keys));
     check_shape(hook, "logits", pairs(logits), logits_shape(views));
-    check_writable(hook, "logits", logits, call, "queries", queries, "keys", keys);
+    check_writable(hook, {"logits", pairs(logits)}, call, {{"queries", views.queries}, {"keys", views.keys}});
     compute(views, {}, pairs(logits));
   }
 
