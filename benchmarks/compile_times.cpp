@@ -113,7 +113,7 @@ void add_compile_times() {
       "posbias/bias/dynamic_position_bias.hpp",
       "posbias/bias/transformer_xl.hpp",
       "posbias/bias/disentangled_bias.hpp",
-      "posbias/attention/scaled_dot_product.hpp",
+      "posbias/attention/attention.hpp",
       "posbias/attention/relative_attention.hpp",
   };
   for (std::size_t i = 0; i < headers.size(); ++i)

@@ -3,7 +3,7 @@
 /// How time grows with the number of tokens, or with the position of one, fitted by Google Benchmark. Tensors are larger
 /// than the caches from the first size on, so that no cache's end is taken for growth.
 #include <initializer_list>
-#include <posbias/attention/scaled_dot_product.hpp>
+#include <posbias/attention/attention.hpp>
 #include <posbias/bias/alibi.hpp>
 #include <posbias/bias/relative_position_bias.hpp>
 #include <posbias/embedding/sinusoidal.hpp>

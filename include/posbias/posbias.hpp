@@ -4,8 +4,8 @@
 /// headers, which need more than Eigen, are not included: posbias/io/safetensors.hpp, posbias/parallel/thread_pool.hpp.
 #pragma once
 
+#include "posbias/attention/attention.hpp"
 #include "posbias/attention/relative_attention.hpp"
-#include "posbias/attention/scaled_dot_product.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"

@@ -11,7 +11,7 @@
 
 #include "attention/attention_subject.hpp"
 #include "laws/module_subject.hpp"
-#include "posbias/attention/scaled_dot_product.hpp"
+#include "posbias/attention/attention.hpp"
 #include "posbias/rotation/rotary.hpp"
 #include "support/catch.hpp"
 #include "support/modules.hpp"

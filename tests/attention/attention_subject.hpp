@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/attention/attention_mask.hpp"
+#include "posbias/tile/mask_term.hpp"
 #include "posbias/core/positions.hpp"
 #include "support/numbers.hpp"
 #include "support/parameter_values.hpp"

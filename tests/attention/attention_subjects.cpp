@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "attention/attention_subject.hpp"
-#include "posbias/attention/scaled_dot_product.hpp"
+#include "posbias/attention/attention.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"

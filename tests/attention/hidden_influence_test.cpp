@@ -13,7 +13,7 @@
 #include "attention/attention_subject.hpp"
 #include "laws/scene.hpp"
 #include "laws/subject.hpp"
-#include "posbias/attention/scaled_dot_product.hpp"
+#include "posbias/attention/attention.hpp"
 #include "support/catch.hpp"
 
 using posbias::AttentionOptions;

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "posbias/attention/relative_attention.hpp"
-#include "posbias/attention/scaled_dot_product.hpp"
+#include "posbias/attention/attention.hpp"
 #include "posbias/io/safetensors.hpp"
 #include "support/golden.hpp"
 #include "support/numbers.hpp"

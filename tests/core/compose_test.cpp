@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "posbias/bias/alibi.hpp"
-#include "posbias/bias/logit_tile.hpp"
+#include "posbias/tile/logit_tile.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 #include "posbias/embedding/sinusoidal.hpp"
 #include "posbias/rotation/rotary.hpp"

@@ -9,10 +9,10 @@
 #include <optional>
 #include <string_view>
 
-#include "posbias/attention/attention_mask.hpp"
 #include "posbias/attention/fused_attention.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/token_locations.hpp"
+#include "posbias/tile/mask_term.hpp"
 
 namespace posbias {
 

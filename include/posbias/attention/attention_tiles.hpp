@@ -13,13 +13,13 @@
 #include <algorithm>
 #include <optional>
 
-#include "posbias/attention/attention_mask.hpp"
-#include "posbias/attention/causal_order.hpp"
-#include "posbias/bias/logit_term.hpp"
-#include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/tensor_view.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/tile/logit_term.hpp"
+#include "posbias/tile/logit_tile.hpp"
+#include "posbias/tile/mask_term.hpp"
+#include "posbias/tile/visibility.hpp"
 
 namespace posbias::detail {
 

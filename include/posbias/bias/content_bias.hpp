@@ -8,10 +8,10 @@
 #include <string_view>
 #include <utility>
 
-#include "posbias/bias/mask_tiles.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
 #include "posbias/core/token_locations.hpp"
+#include "posbias/tile/mask_loop.hpp"
 
 namespace posbias {
 

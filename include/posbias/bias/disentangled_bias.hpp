@@ -27,11 +27,11 @@
 #include <vector>
 
 #include "posbias/bias/content_bias.hpp"
-#include "posbias/bias/prepared_query_bias.hpp"
 #include "posbias/core/attention_terms.hpp"
 #include "posbias/core/standard.hpp"
 #include "posbias/kernel/bucketing.hpp"
 #include "posbias/kernel/relative_position_table.hpp"
+#include "posbias/tile/projected_bias.hpp"
 
 namespace posbias {
 

@@ -14,11 +14,11 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/column_major_bias.hpp"
-#include "posbias/bias/mask_tiles.hpp"
-#include "posbias/bias/prepared_relative_bias.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/token_locations.hpp"
+#include "posbias/tile/column_major_bias.hpp"
+#include "posbias/tile/mask_loop.hpp"
+#include "posbias/tile/tabulated_bias.hpp"
 
 namespace posbias {
 

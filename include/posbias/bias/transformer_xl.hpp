@@ -31,7 +31,6 @@
 #include <vector>
 
 #include "posbias/bias/content_bias.hpp"
-#include "posbias/bias/prepared_query_bias.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/kernel/distances.hpp"
 #include "posbias/kernel/divide.hpp"
@@ -39,6 +38,7 @@
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/sums.hpp"
 #include "posbias/kernel/workspace.hpp"
+#include "posbias/tile/projected_bias.hpp"
 
 namespace posbias {
 

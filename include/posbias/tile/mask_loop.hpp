@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/tensor_view.hpp"
+#include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/attention/causal_order.hpp"
+#include "posbias/tile/visibility.hpp"
 
 #include <algorithm>
 #include <cstdint>

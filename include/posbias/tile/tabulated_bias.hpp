@@ -2,7 +2,7 @@
 /// \file
 /// A relative bias b_h(pos_k(j) - pos_q(i)) at given positions, ready to add itself to tiles of logits.
 ///
-/// The module is asked once for every column (see bias/relative_columns.hpp), L1+L2-1 of them at consecutive
+/// The module is asked once for every column (see tile/offset_index.hpp), L1+L2-1 of them at consecutive
 /// positions; rows of logits then read slices of the answer. Without columns it is asked row by row.
 #pragma once
 
@@ -14,12 +14,12 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/mask_tiles.hpp"
-#include "posbias/bias/relative_columns.hpp"
-#include "posbias/bias/toeplitz.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/parameters.hpp"
+#include "posbias/tile/diagonals.hpp"
+#include "posbias/tile/mask_loop.hpp"
+#include "posbias/tile/offset_index.hpp"
 
 namespace posbias {
 

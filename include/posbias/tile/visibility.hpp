@@ -11,9 +11,9 @@
 #include <limits>
 #include <vector>
 
-#include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/token_locations.hpp"
+#include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {
 

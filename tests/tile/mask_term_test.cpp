@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/attention/attention_mask.hpp"
+#include "posbias/tile/mask_term.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -12,11 +12,11 @@
 #include <span>
 #include <vector>
 
-#include "posbias/bias/logit_tile.hpp"
-#include "posbias/bias/relative_columns.hpp"
-#include "posbias/bias/toeplitz.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/tensor_view.hpp"
+#include "posbias/tile/diagonals.hpp"
+#include "posbias/tile/logit_tile.hpp"
+#include "posbias/tile/offset_index.hpp"
 
 namespace posbias::detail {
 

@@ -18,9 +18,9 @@
 #include <type_traits>
 
 #include "posbias/attention/attention_call.hpp"
-#include "posbias/bias/logit_term.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
+#include "posbias/tile/logit_term.hpp"
 
 namespace posbias {
 

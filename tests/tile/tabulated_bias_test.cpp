@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/bias/prepared_relative_bias.hpp"
+#include "posbias/tile/tabulated_bias.hpp"
 
 #include <algorithm>
 #include <atomic>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/bias/relative_columns.hpp"
+#include "posbias/tile/offset_index.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 ///
 ///     logit(h, i, j) += scale · (q(i, h) + offset(h)) · r_h(pos_k(j) - pos_q(i))
 ///
-/// The module projects every distinct relative position (see bias/relative_columns.hpp) to its r, of dim = NH·H
+/// The module projects every distinct relative position (see tile/offset_index.hpp) to its r, of dim = NH·H
 /// features, once. A block of queries is multiplied by the strips of columns that it reads, and each row of the product
 /// is shifted to where its keys are:
 ///
@@ -27,14 +27,14 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/column_strips.hpp"
-#include "posbias/bias/mask_tiles.hpp"
-#include "posbias/bias/relative_columns.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/sums.hpp"
 #include "posbias/kernel/workspace.hpp"
+#include "posbias/tile/mask_loop.hpp"
+#include "posbias/tile/offset_bands.hpp"
+#include "posbias/tile/offset_index.hpp"
 
 namespace posbias {
 

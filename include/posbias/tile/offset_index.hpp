@@ -21,9 +21,9 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/bias/logit_tile.hpp"
-#include "posbias/bias/toeplitz.hpp"
 #include "posbias/core/token_locations.hpp"
+#include "posbias/tile/diagonals.hpp"
+#include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// \file
 /// Attention is what one gets with all logits in memory: the module's hooks, a softmax by its definition, plain loops.
-#include "posbias/attention/scaled_dot_product.hpp"
+#include "posbias/attention/attention.hpp"
 
 #include <algorithm>
 #include <array>

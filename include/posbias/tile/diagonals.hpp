@@ -13,7 +13,7 @@
 #include <span>
 #include <type_traits>
 
-#include "posbias/bias/logit_tile.hpp"
+#include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {
 

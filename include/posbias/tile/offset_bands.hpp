@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Which columns (see bias/relative_columns.hpp) a block of queries reads, as few strips of neighbouring ones: what the
+/// Which columns (see tile/offset_index.hpp) a block of queries reads, as few strips of neighbouring ones: what the
 /// queries are multiplied by.
 #pragma once
 

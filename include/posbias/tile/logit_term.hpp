@@ -4,8 +4,8 @@
 /// module. A call per tile costs nothing beside its products.
 #pragma once
 
-#include "posbias/bias/logit_tile.hpp"
 #include "posbias/core/infinity.hpp"
+#include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {
 
