@@ -114,7 +114,7 @@ void add_compile_times() {
       "posbias/bias/transformer_xl.hpp",
       "posbias/bias/disentangled_bias.hpp",
       "posbias/attention/attention.hpp",
-      "posbias/attention/relative_attention.hpp",
+      "posbias/layers/relative_attention.hpp",
   };
   for (std::size_t i = 0; i < headers.size(); ++i)
     add({"compile time", std::filesystem::path(headers[i]).filename(), "-O2 -c", "Eigen's tensors alone",

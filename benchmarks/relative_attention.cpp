@@ -2,7 +2,7 @@
 /// \file
 /// RelativeAttention at n 4, 512 queries and keys, size 256, 8 heads: with positional terms beside content alone.
 #include <cstdint>
-#include <posbias/attention/relative_attention.hpp>
+#include <posbias/layers/relative_attention.hpp>
 #include <string>
 
 #include "suite.hpp"

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "posbias/attention/attention.hpp"
-#include "posbias/attention/relative_attention.hpp"
+#include "posbias/layers/relative_attention.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"
@@ -34,7 +34,6 @@ extern template void compiled_for_alignment<EIGEN_MAX_ALIGN_BYTES>();
 #include "posbias/instances.hpp"
 #undef POSBIAS_SCALAR
 #define POSBIAS_SCALAR double
-#include "posbias/instances.hpp"
 #undef POSBIAS_SCALAR
 #undef POSBIAS_TEMPLATE
 #endif

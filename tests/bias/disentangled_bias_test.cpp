@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/attention/relative_attention.hpp"
+#include "posbias/layers/relative_attention.hpp"
 #include "posbias/attention/attention.hpp"
 #include "posbias/io/safetensors.hpp"
 #include "support/golden.hpp"

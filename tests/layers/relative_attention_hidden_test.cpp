@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "posbias/attention/relative_attention.hpp"
+#include "posbias/layers/relative_attention.hpp"
 #include "support/catch.hpp"
 #include "support/numbers.hpp"
 

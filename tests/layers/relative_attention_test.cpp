@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/attention/relative_attention.hpp"
+#include "posbias/layers/relative_attention.hpp"
 
 #include <algorithm>
 #include <array>

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/attention/relative_attention.hpp"
+#include "posbias/layers/relative_attention.hpp"
 #include "support/catch.hpp"
 #include "support/numbers.hpp"
 #include "support/thread_runner.hpp"

@@ -26,14 +26,11 @@
 #include <optional>
 #include <string_view>
 
-#include "posbias/attention/relative_attention_backward.hpp"
-#include "posbias/attention/relative_attention_call.hpp"
-#include "posbias/attention/relative_attention_forward.hpp"
-#include "posbias/attention/relative_attention_options.hpp"
-#include "posbias/attention/relative_attention_parameters.hpp"
 #include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/tensor_copies.hpp"
 #include "posbias/core/tensor_view.hpp"
+#include "posbias/layers/relative_attention_call.hpp"
+#include "posbias/layers/relative_attention_passes.hpp"
 
 namespace posbias {
 
