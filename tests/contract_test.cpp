@@ -114,7 +114,8 @@ TEST_CASE("contract: hooks on tensors and maps, with and without positions") {
                         .linear_bias = true,
                         .divide = 1,
                         .learned_div = false}));
-  use(TransformerXL<S>({.dim = 24, .n_heads = 3, .form = XLForm::bio_attention, .layout = SinusoidLayout::half}, 7));
+  use(TransformerXL<S>({.dim = 24, .n_heads = 3, .form = XLForm::bio_attention, .layout = SinusoidLayout::half},
+                       7));
   use(DisentangledBias<S>({.n_heads = 3,
                            .head_dim = 8,
                            .n_positions = 9,

@@ -10,14 +10,13 @@
   POSBIAS_TEMPLATE class Bias<POSBIAS_SCALAR>;                                                           \
   POSBIAS_TEMPLATE class RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>; \
   POSBIAS_TEMPLATE void                                                                                  \
-  RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Onto::logits>(  \
+  RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Write::add>(    \
       const detail::Hook&, const View&, const PairPositions&, Shapes) const;                             \
   POSBIAS_TEMPLATE void                                                                                  \
-  RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Onto::zeros>(   \
+  RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Write::assign>( \
       const detail::Hook&, const View&, const PairPositions&, Shapes) const;                             \
-  POSBIAS_TEMPLATE class PreparedRelativeBias<Bias<POSBIAS_SCALAR>>;                                     \
-  POSBIAS_TEMPLATE void PreparedRelativeBias<Bias<POSBIAS_SCALAR>>::add<Onto::logits>(                   \
-      const LogitTile<POSBIAS_SCALAR>&) const;
+  POSBIAS_TEMPLATE class TabulatedBias<Bias<POSBIAS_SCALAR>>;                                            \
+  POSBIAS_TEMPLATE void TabulatedBias<Bias<POSBIAS_SCALAR>>::add<Write::add>(const LogitTile<POSBIAS_SCALAR>&) const;
 #define POSBIAS_CONTENT_BIAS(Bias, Parameters, Prepared)                                                \
   POSBIAS_TEMPLATE class Bias<POSBIAS_SCALAR>;                                                          \
   POSBIAS_TEMPLATE class ContentBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>; \
@@ -35,8 +34,8 @@ POSBIAS_TEMPLATE class Rotary<POSBIAS_SCALAR>;
 POSBIAS_RELATIVE_BIAS(ALiBi, Divide)
 POSBIAS_RELATIVE_BIAS(RelativePositionBias, BucketWeights)
 POSBIAS_RELATIVE_BIAS(DynamicPositionBias, PositionMlp)
-POSBIAS_CONTENT_BIAS(TransformerXL, TransformerXLParameters, PreparedQueryBias<TransformerXL<POSBIAS_SCALAR>>)
-POSBIAS_CONTENT_BIAS(DisentangledBias, RelativePositionTable, PreparedDisentangledBias<POSBIAS_SCALAR>)
+POSBIAS_CONTENT_BIAS(TransformerXL, TransformerXLParameters, ProjectedBias<TransformerXL<POSBIAS_SCALAR>>)
+POSBIAS_CONTENT_BIAS(DisentangledBias, RelativePositionTable, DisentangledTerm<POSBIAS_SCALAR>)
 POSBIAS_TEMPLATE class RelativeAttention<POSBIAS_SCALAR>;
 POSBIAS_TEMPLATE class detail::AttentionCall<POSBIAS_SCALAR>;
 POSBIAS_TEMPLATE void detail::fill_zero(const detail::TensorView<POSBIAS_SCALAR, 3>&);

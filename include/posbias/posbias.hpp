@@ -5,7 +5,6 @@
 #pragma once
 
 #include "posbias/attention/attention.hpp"
-#include "posbias/layers/relative_attention.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
 #include "posbias/bias/dynamic_position_bias.hpp"
@@ -16,6 +15,7 @@
 #include "posbias/embedding/learned_continuous.hpp"
 #include "posbias/embedding/learned_vocab.hpp"
 #include "posbias/embedding/sinusoidal.hpp"
+#include "posbias/layers/relative_attention.hpp"
 #include "posbias/rotation/rotary.hpp"
 #include "posbias/version.hpp"
 

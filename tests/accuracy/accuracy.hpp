@@ -68,9 +68,9 @@ posbias_test::reference::Weights weights_of(const Module& module) {
 struct Worst {
   Real error = 0, value = 0;
 
-  void see(Real computed, Real truth) {
-    error = std::max(error, std::abs(computed - truth));
-    value = std::max(value, std::abs(truth));
+  void see(Real computed, Real reference_model) {
+    error = std::max(error, std::abs(computed - reference_model));
+    value = std::max(value, std::abs(reference_model));
   }
   [[nodiscard]] std::string absolute() const { return shown(error); }
   [[nodiscard]] std::string relative() const { return value == 0 ? "" : shown(error / value); }

@@ -40,9 +40,9 @@ Heads<Scalar> plain_attention(const Heads<float>& q, const Heads<float>& k, cons
 }
 
 template <class Out>
-std::string error_of(const Out& out, const Heads<Real>& truth) {
+std::string error_of(const Out& out, const Heads<Real>& reference_model) {
   Worst worst;
-  for (Index i = 0; i < truth.size(); ++i) worst.see(out.data()[i], truth.data()[i]);
+  for (Index i = 0; i < reference_model.size(); ++i) worst.see(out.data()[i], reference_model.data()[i]);
   return worst.absolute();
 }
 
@@ -59,10 +59,11 @@ template <class Make, class Bias>
 void print_row_of(const char* name, Index L, const Make& make, const Bias& bias) {
   const auto q = numbers<float, 3>({L, NH, H}, 1), k = numbers<float, 3>({L, NH, H}, 2),
              v = numbers<float, 3>({L, NH, H}, 3);
-  const Heads<Real> truth = plain_attention<Real>(q, k, v, bias);
-  print_row({name, std::to_string(L), error_of(fused<float>(q, k, v, make.template operator()<float>()), truth),
-             error_of(plain_attention<float>(q, k, v, bias), truth),
-             error_of(fused<double>(q, k, v, make.template operator()<double>()), truth)});
+  const Heads<Real> reference_model = plain_attention<Real>(q, k, v, bias);
+  print_row({name, std::to_string(L),
+             error_of(fused<float>(q, k, v, make.template operator()<float>()), reference_model),
+             error_of(plain_attention<float>(q, k, v, bias), reference_model),
+             error_of(fused<double>(q, k, v, make.template operator()<double>()), reference_model)});
 }
 
 }  // namespace

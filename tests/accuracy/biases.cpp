@@ -24,13 +24,13 @@ struct Modules {
   posbias::TransformerXL<Scalar> xl{{.dim = NH * H, .n_heads = NH}, 3};
 };
 
-/// The largest error of a mask over its largest value; `truth(h, i, j)`.
-template <class Mask, class Truth>
-std::string error_of(const Mask& mask, const Truth& truth) {
+/// The largest error of a mask over its largest value; `reference(h, i, j)`.
+template <class Mask, class ReferenceModel>
+std::string error_of(const Mask& mask, const ReferenceModel& reference_model) {
   Worst worst;
   for (Index h = 0; h < NH; ++h)
     for (Index i = 0; i < L1; ++i)
-      for (Index j = 0; j < L2; ++j) worst.see(mask(h, i, j), truth(h, i, j));
+      for (Index j = 0; j < L2; ++j) worst.see(mask(h, i, j), reference_model(h, i, j));
   return worst.relative();
 }
 
@@ -39,13 +39,13 @@ std::vector<std::string> errors() {
   const Modules<Scalar> modules;
   const auto slopes = reference::alibi_slopes(static_cast<int>(NH));
   const auto t5 = weights_of(modules.t5), dpb = weights_of(modules.dpb), xl = weights_of(modules.xl);
-  const auto alibi_truth = [&](Index h, Index i, Index j) {
+  const auto alibi_reference_model = [&](Index h, Index i, Index j) {
     return reference::alibi(slopes[static_cast<std::size_t>(h)], static_cast<Real>(i), static_cast<Real>(j), 1);
   };
   const auto t5_truth = [&](Index h, Index i, Index j) {
     return t5.at("relative_attention_bias.weight")[static_cast<std::size_t>(reference::t5_bucket(j - i, {}) * NH + h)];
   };
-  const auto dpb_truth = [&](Index h, Index i, Index j) {
+  const auto dpb_reference_model = [&](Index h, Index i, Index j) {
     return -reference::dynamic_bias(static_cast<Real>(i - j) / 16, dpb, 3, true)[static_cast<std::size_t>(h)].value;
   };
 
@@ -53,13 +53,14 @@ std::vector<std::string> errors() {
   Tensor<Scalar, 3> k(L2, NH, H);
   k.setZero();
   modules.xl.mod_qkv(q, k, k);
-  const auto xl_truth = [&](Index h, Index i, Index j) {
+  const auto xl_reference_model = [&](Index h, Index i, Index j) {
     const std::vector<Real> query(&q(i, h, 0), &q(i, h, 0) + H);
     const auto r = reference::xl_row(static_cast<Real>(i - j), 1, xl, false);
     return reference::xl(static_cast<int>(h), query, r, xl, false).value;
   };
-  return {error_of(modules.alibi.bias(L1, L2), alibi_truth), error_of(modules.t5.bias(L1, L2), t5_truth),
-          error_of(modules.dpb.bias(L1, L2), dpb_truth), error_of(modules.xl.make_mask(q, k, k), xl_truth)};
+  return {error_of(modules.alibi.bias(L1, L2), alibi_reference_model), error_of(modules.t5.bias(L1, L2), t5_truth),
+          error_of(modules.dpb.bias(L1, L2), dpb_reference_model),
+          error_of(modules.xl.make_mask(q, k, k), xl_reference_model)};
 }
 
 /// One direction of T5's buckets, and how many distances are looked at.

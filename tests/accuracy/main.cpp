@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// How far the library is from the truth, which is plain loops in long double (tests/reference/reference.hpp), and
+/// How far the library is from the reference, which is plain loops in long double (tests/reference/reference.hpp), and
 /// how far the code is that one usually meets. Prints the tables of docs/accuracy.md.
 #include "accuracy/accuracy.hpp"
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "attention/attention_subject.hpp"
-#include "laws/module_subject.hpp"
+#include "attention/attention_under_test.hpp"
+#include "laws/module_under_test_of.hpp"
 #include "posbias/attention/attention.hpp"
 #include "posbias/rotation/rotary.hpp"
 #include "support/catch.hpp"
@@ -70,8 +70,8 @@ Attended<S> cut_queries(const Attended<S>& whole, const AttentionSizes& s, Index
 }
 
 /// Where the tokens of the laws are: some consecutive, some not, some per entry, some without.
-std::vector<Scene> places(Scheme scheme, const AttentionSizes& s) {
-  std::vector<Scene> result;
+std::vector<PositionCase> places(Scheme scheme, const AttentionSizes& s) {
+  std::vector<PositionCase> result;
   result.push_back({"range", Where::range(100 + s.L2 - s.L1), Where::range(100)});
   result.push_back({"packed, fewer than tokens",
                     Where::listed(s.B, s.L1 - 2, [](Index n, Index i) { return 100 + i % (40 + n); }),
@@ -110,28 +110,28 @@ TEMPLATE_TEST_CASE("attention is the same bits with any executor, forward and ba
   for (const Scheme scheme : schemes<S>()) {
     // Six heads of keys; and one, whose queries are more than share a packing.
     for (const AttentionSizes& sizes : {AttentionSizes{2, 11, 19, 6, 3, 4, 3}, {1, 44, 10, 12, 1, 2, 2}}) {
-      const auto subject = make_subject<S>(scheme, sizes.NH, sizes.H);
+      const auto tested = make_under_test<S>(scheme, sizes.NH, sizes.H);
       const auto in = Tensors<S>::numbers(sizes);
       MaskCase mask = some_hidden(sizes);
       const std::vector<S> grad_out = numbers<S>(sizes.out(), 9);
-      for (const Scene& scene : places(scheme, sizes)) {
-        INFO(name_of(scheme) << ", NHk " << sizes.NHk << ", " << scene.name);
-        AttentionOptions options{.causal = true, .at = scene.pair_positions({sizes.B}, {}), .mask = mask.mask()};
-        const auto alone = subject->attend(in, options);
-        const auto grads = subject->backward(in, alone, grad_out, options, subject->gradients_of(0.5));
+      for (const PositionCase& position_case : places(scheme, sizes)) {
+        INFO(name_of(scheme) << ", NHk " << sizes.NHk << ", " << position_case.name);
+        AttentionOptions options{
+            .causal = true, .at = position_case.pair_positions({sizes.B}, {}), .mask = mask.mask()};
+        const auto alone = tested->attend(in, options);
+        const auto grads = tested->backward(in, alone, grad_out, options, tested->gradients_of(0.5));
         options.executor = runner;
         const int calls = runner.calls();
-        const auto together = subject->attend(in, options);
+        const auto together = tested->attend(in, options);
         CHECK(runner.calls() > calls);
         CHECK(differing(together, alone) == "");
-        CHECK(differing(subject->backward(in, alone, grad_out, options, subject->gradients_of(0.5)), grads) == "");
+        CHECK(differing(tested->backward(in, alone, grad_out, options, tested->gradients_of(0.5)), grads) == "");
         // The executor of the positions serves as well.
         options.executor = {};
         options.at.executor = runner;
-        CHECK(differing(subject->attend(in, options), alone) == "");
+        CHECK(differing(tested->attend(in, options), alone) == "");
         const Attended<S> without_sums{alone.out, {}};
-        CHECK(differing(subject->backward(in, without_sums, grad_out, options, subject->gradients_of(0.5)), grads) ==
-              "");
+        CHECK(differing(tested->backward(in, without_sums, grad_out, options, tested->gradients_of(0.5)), grads) == "");
       }
     }
   }
@@ -141,24 +141,24 @@ TEMPLATE_TEST_CASE("queries by themselves are the bits of all at once", "[attent
   using S = TestType;
   for (const Scheme scheme : schemes<S>()) {
     const AttentionSizes& s = across_blocks;
-    const auto subject = make_subject<S>(scheme, s.NH, s.H);
+    const auto tested = make_under_test<S>(scheme, s.NH, s.H);
     const auto in = Tensors<S>::numbers(s);
     const Shape shape{s.B, s.NH, s.L1, s.L2, s.H, 0};
     MaskCase mask = some_hidden(s);
     for (const bool causal : {false, true}) {
-      const std::vector<Scene> listed = places(scheme, s);
-      const Scene& scene = listed[causal ? 0 : listed.size() - 1];
-      INFO(name_of(scheme) << ", " << scene.name);
+      const std::vector<PositionCase> listed = places(scheme, s);
+      const PositionCase& position_case = listed[causal ? 0 : listed.size() - 1];
+      INFO(name_of(scheme) << ", " << position_case.name);
       const auto whole =
-          subject->attend(in, {.causal = causal, .at = scene.pair_positions({s.B}, {}), .mask = mask.mask()});
+          tested->attend(in, {.causal = causal, .at = position_case.pair_positions({s.B}, {}), .mask = mask.mask()});
       const auto check = [&](Index begin, Index end) {
         INFO("queries " << begin << " to " << end);
         MaskCase part(MaskCase::Type::bools, {s.NH, end - begin, s.L2},
                       cut(mask.entries, s.NH, s.L1, s.L2, begin, end));
-        const auto positions = scene.cut_queries(begin, end, shape).pair_positions({s.B}, {});
-        CHECK(differing(subject->attend(cut_queries(in, begin, end),
-                                        {.causal = causal, .at = positions, .mask = part.mask()}),
-                        cut_queries(whole, s, begin, end)) == "");
+        const auto positions = position_case.cut_queries(begin, end, shape).pair_positions({s.B}, {});
+        CHECK(differing(
+                  tested->attend(cut_queries(in, begin, end), {.causal = causal, .at = positions, .mask = part.mask()}),
+                  cut_queries(whole, s, begin, end)) == "");
       };
       for (const Index i : {0, 31, 64, 66}) check(i, i + 1);
       check(3, 20);
@@ -172,14 +172,14 @@ TEMPLATE_TEST_CASE("a prompt in chunks, each with the keys so far, is the bits o
   using S = TestType;
   for (const Scheme scheme : schemes<S>()) {
     const AttentionSizes s{1, 270, 270, 2, 1, 4, 3};
-    const auto subject = make_subject<S>(scheme, s.NH, s.H);
+    const auto tested = make_under_test<S>(scheme, s.NH, s.H);
     const auto in = Tensors<S>::numbers(s);
-    const auto whole = subject->attend(in, {.causal = true});
+    const auto whole = tested->attend(in, {.causal = true});
     Index begin = 0;
     for (const Index end : {1, 2, 19, 100, 255, 256, 257, 269, 270}) {
       INFO(name_of(scheme) << ", queries " << begin << " to " << end);
       const AttentionOptions options{.causal = true, .at = {.q = Positions::range(begin)}};
-      CHECK(differing(subject->attend(first_keys(cut_queries(in, begin, end), end), options),
+      CHECK(differing(tested->attend(first_keys(cut_queries(in, begin, end), end), options),
                       cut_queries(whole, s, begin, end)) == "");
       begin = end;
     }
@@ -190,24 +190,24 @@ TEMPLATE_TEST_CASE("batch entries do not see each other, forward and backward", 
   using S = TestType;
   for (const Scheme scheme : schemes<S>()) {
     const AttentionSizes s{2, 19, 37, 4, 2, 4, 3};
-    const auto subject = make_subject<S>(scheme, s.NH, s.H);
+    const auto tested = make_under_test<S>(scheme, s.NH, s.H);
     const auto in = Tensors<S>::numbers(s);
     const std::vector<S> grad_out = numbers<S>(s.out(), 9);
-    for (const Scene& scene : places(scheme, s)) {
-      INFO(name_of(scheme) << ", " << scene.name);
-      const AttentionOptions options{.causal = true, .at = scene.pair_positions({s.B}, {})};
-      const auto whole = subject->attend(in, options);
-      const auto grads = subject->backward(in, whole, grad_out, options, subject->gradients_of(0));
+    for (const PositionCase& position_case : places(scheme, s)) {
+      INFO(name_of(scheme) << ", " << position_case.name);
+      const AttentionOptions options{.causal = true, .at = position_case.pair_positions({s.B}, {})};
+      const auto whole = tested->attend(in, options);
+      const auto grads = tested->backward(in, whole, grad_out, options, tested->gradients_of(0));
       for (Index n = 0; n < 2; ++n) {
         const auto entry = [&](const std::vector<S>& values) {
           return cut(values, 1, 2, static_cast<Index>(values.size()) / 2, n, n + 1);
         };
         Tensors<S> alone{s, entry(in.q), entry(in.k), entry(in.v)};
         alone.sizes.B = 1;
-        const AttentionOptions of_entry{.causal = true, .at = scene.entry(n).pair_positions({1}, {})};
-        const auto attended = subject->attend(alone, of_entry);
+        const AttentionOptions of_entry{.causal = true, .at = position_case.entry(n).pair_positions({1}, {})};
+        const auto attended = tested->attend(alone, of_entry);
         CHECK(differing(attended, {entry(whole.out), entry(whole.log_sum_exp)}) == "");
-        const auto found = subject->backward(alone, attended, entry(grad_out), of_entry, subject->gradients_of(0));
+        const auto found = tested->backward(alone, attended, entry(grad_out), of_entry, tested->gradients_of(0));
         CHECK(differing(found, {entry(grads.q), entry(grads.k), entry(grads.v), found.parameters}) == "");
       }
     }
@@ -221,18 +221,19 @@ using Rotation = Rotary<double>;
 /// out, log_sum_exp, and the gradients of q, k, v and the parameters, of tensors with `Rank` leading dimensions: q,
 /// grad_q, log_sum_exp of kind A, k, v, grad_v of kind B, out, grad_out, grad_k of kind C.
 template <int Rank, Kind A, Kind B, Kind C>
-std::vector<std::vector<double>> in_form(const Rotation& module, const Tensors<double>& in, const Leading& leading,
-                                         const AttentionOptions& options) {
+std::vector<std::vector<double>> in_layout_case(const Rotation& module, const Tensors<double>& in,
+                                                const BatchShape& leading, const AttentionOptions& options) {
   const AttentionSizes& s = in.sizes;
   constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-  const Held<double, Rank + 3, A> q(in.q, leading, {s.L1, s.NH, s.H});
-  const Held<double, Rank + 3, B> k(in.k, leading, {s.L2, s.NHk, s.H}), v(in.v, leading, {s.L2, s.NHk, s.Hv});
-  const Held<double, Rank + 3, C> grad_out(numbers<double>(s.out(), 9), leading, {s.L1, s.NH, s.Hv});
-  Held<double, Rank + 3, C> out(std::vector<double>(grad_out.values().size(), nan), leading, {s.L1, s.NH, s.Hv});
-  Held<double, Rank + 2, A> sums(std::vector<double>(static_cast<std::size_t>(s.sums()), nan), leading, {s.NH, s.L1});
-  Held<double, Rank + 3, A> grad_q(in.q, leading, {s.L1, s.NH, s.H});
-  Held<double, Rank + 3, C> grad_k(in.k, leading, {s.L2, s.NHk, s.H});
-  Held<double, Rank + 3, B> grad_v(in.v, leading, {s.L2, s.NHk, s.Hv});
+  const TensorCopy<double, Rank + 3, A> q(in.q, leading, {s.L1, s.NH, s.H});
+  const TensorCopy<double, Rank + 3, B> k(in.k, leading, {s.L2, s.NHk, s.H}), v(in.v, leading, {s.L2, s.NHk, s.Hv});
+  const TensorCopy<double, Rank + 3, C> grad_out(numbers<double>(s.out(), 9), leading, {s.L1, s.NH, s.Hv});
+  TensorCopy<double, Rank + 3, C> out(std::vector<double>(grad_out.values().size(), nan), leading, {s.L1, s.NH, s.Hv});
+  TensorCopy<double, Rank + 2, A> sums(std::vector<double>(static_cast<std::size_t>(s.sums()), nan), leading,
+                                       {s.NH, s.L1});
+  TensorCopy<double, Rank + 3, A> grad_q(in.q, leading, {s.L1, s.NH, s.H});
+  TensorCopy<double, Rank + 3, C> grad_k(in.k, leading, {s.L2, s.NHk, s.H});
+  TensorCopy<double, Rank + 3, B> grad_v(in.v, leading, {s.L2, s.NHk, s.Hv});
   auto grads = module.zero_gradients();
   attention(out.tensor(), q.tensor(), k.tensor(), v.tensor(), module, options, sums.tensor());
   attention_backward(grad_q.tensor(), grad_k.tensor(), grad_v.tensor(), grad_out.tensor(), out.tensor(), q.tensor(),
@@ -253,19 +254,19 @@ std::vector<std::vector<double>> in_form(const Rotation& module, const Tensors<d
 TEST_CASE("ranks, layouts and maps are the same bits", "[attention]") {
   const AttentionSizes s{6, 19, 37, 4, 2, 4, 3};
   const Rotation module({.head_dim = 4, .pairing = RotaryPairing::half, .divide = 40, .learned_div = true});
-  const auto subject = make_subject<double>(Scheme::rotary_learned, 4, 4);  // the same
+  const auto tested = make_under_test<double>(Scheme::rotary_learned, 4, 4);  // the same
   const auto in = Tensors<double>::numbers(s);
   const AttentionOptions options{.causal = true, .at = {.q = Positions::range(118), .k = Positions::range(100)}};
   const auto in_rows = [&](const Tensors<double>& tensors) -> std::vector<std::vector<double>> {
-    const auto attended = subject->attend(tensors, options);
-    const auto grads = subject->backward(tensors, attended, numbers<double>(tensors.sizes.out(), 9), options,
-                                         subject->gradients_of(0));
+    const auto attended = tested->attend(tensors, options);
+    const auto grads =
+        tested->backward(tensors, attended, numbers<double>(tensors.sizes.out(), 9), options, tested->gradients_of(0));
     return {attended.out, attended.log_sum_exp, grads.q, grads.k, grads.v, grads.parameters.at("div")};
   };
   using enum Kind;
   const auto expected = in_rows(in);
-  CHECK(in_form<2, col, row_map, col_map>(module, in, {2, 3}, options) == expected);
-  CHECK(in_form<3, row_map, col, col>(module, in, {3, 1, 2}, options) == expected);
+  CHECK(in_layout_case<2, col, row_map, col_map>(module, in, {2, 3}, options) == expected);
+  CHECK(in_layout_case<3, row_map, col, col>(module, in, {3, 1, 2}, options) == expected);
 
   // Without leading dimensions: an entry of the batch.
   Tensors<double> alone = in;
@@ -273,7 +274,7 @@ TEST_CASE("ranks, layouts and maps are the same bits", "[attention]") {
   alone.q.resize(in.q.size() / 6);
   alone.k.resize(in.k.size() / 6);
   alone.v.resize(in.v.size() / 6);
-  CHECK(in_form<0, col, row, row>(module, alone, {}, options) == in_rows(alone));
+  CHECK(in_layout_case<0, col, row, row>(module, alone, {}, options) == in_rows(alone));
 }
 
 TEST_CASE("q, k, v, out and log_sum_exp are read only", "[attention]") {
@@ -281,15 +282,15 @@ TEST_CASE("q, k, v, out and log_sum_exp are read only", "[attention]") {
   for (const Scheme scheme : schemes<S>()) {
     INFO(name_of(scheme));
     const AttentionSizes s{2, 9, 11, 4, 2, 4, 3};
-    const auto subject = make_subject<S>(scheme, s.NH, s.H);
+    const auto tested = make_under_test<S>(scheme, s.NH, s.H);
     const auto in = Tensors<S>::numbers(s);
     const Tensors<S> before = in;
     const AttentionOptions options{.causal = true, .at = {.q = Positions::range(2)}};
-    const auto attended = subject->attend(in, options);
+    const auto attended = tested->attend(in, options);
     CHECK(in == before);
     const Attended<S> attended_before = attended;
     const std::vector<S> grad_out = numbers<S>(s.out(), 9), grad_before = grad_out;
-    (void)subject->backward(in, attended, grad_out, options, subject->gradients_of(0));
+    (void)tested->backward(in, attended, grad_out, options, tested->gradients_of(0));
     CHECK(in == before);
     CHECK(differing(attended, attended_before) == "");
     CHECK(grad_out == grad_before);
@@ -301,14 +302,14 @@ TEST_CASE("q, k and v may be one tensor", "[attention]") {
   for (const Scheme scheme : schemes<S>()) {
     INFO(name_of(scheme));
     const AttentionSizes s{2, 9, 9, 2, 2, 4, 4};
-    const auto subject = make_subject<S>(scheme, s.NH, s.H);
+    const auto tested = make_under_test<S>(scheme, s.NH, s.H);
     auto in = Tensors<S>::numbers(s);
     in.k = in.v = in.q;
     const AttentionOptions options{.causal = true, .at = {.q = Positions::range(105), .k = Positions::range(100)}};
-    const auto expected = subject->attend(in, options);
+    const auto expected = tested->attend(in, options);
     std::vector<S> out(in.q.size());
     const ConstMap<S> one(in.q.data(), s.B, s.L1, s.NH, s.H);
-    subject->attend(Map<S>(out.data(), s.B, s.L1, s.NH, s.Hv), one, one, one, options, nullptr);
+    tested->attend(Map<S>(out.data(), s.B, s.L1, s.NH, s.Hv), one, one, one, options, nullptr);
     CHECK(same_bits(out, expected.out));
   }
 }
@@ -319,13 +320,13 @@ TEMPLATE_TEST_CASE("NaN shows where it is seen, and nowhere else", "[attention]"
   const Index query = 30, key = 140;  // the key is at the position of query 35
   for (const Scheme scheme : schemes<S>()) {
     INFO(name_of(scheme));
-    const auto subject = make_subject<S>(scheme, s.NH, s.H);
+    const auto tested = make_under_test<S>(scheme, s.NH, s.H);
     const AttentionOptions options{.causal = true, .at = {.q = Positions::range(205), .k = Positions::range(100)}};
     const auto in = Tensors<S>::numbers(s);
-    const auto clean = subject->attend(in, options);
+    const auto clean = tested->attend(in, options);
     // Which queries of the first entry have NaN in every feature of out, or in none; nothing else may have changed.
     const auto check = [&](const Tensors<S>& with_nan, const auto& expected) {
-      const auto attended = subject->attend(with_nan, options);
+      const auto attended = tested->attend(with_nan, options);
       for (Index i = 0; i < s.B * s.L1; ++i)
         for (Index h = 0; h < s.NH; ++h) {
           bool right = true;
@@ -359,14 +360,14 @@ TEMPLATE_TEST_CASE("a large number added to all logits leaves weights that sum t
   const AttentionSizes sizes{.B = 1, .L1 = 70, .L2 = 300, .NH = 2, .NHk = 2, .H = 8, .Hv = 5};
   const auto in = Tensors<S>::numbers(sizes);
   const auto grad_out = numbers<S>(sizes.out(), 7);
-  const auto subject = make_subject<S>(Scheme::alibi, 2, 8);
+  const auto tested = make_under_test<S>(Scheme::alibi, 2, 8);
   for (const double constant : {0.0, -1e3, 1e4, -1e9, -3e38}) {
     MaskCase mask(MaskCase::Type::doubles, {300}, std::vector<double>(300, constant));
     const AttentionOptions options{.mask = mask.mask()};
     for (const bool with_sums : {true, false}) {
       INFO(constant << (with_sums ? ", with log_sum_exp" : ""));
-      const auto attended = subject->attend(in, options, with_sums);
-      const auto gradients = subject->backward(in, attended, grad_out, options, subject->gradients_of(0));
+      const auto attended = tested->attend(in, options, with_sums);
+      const auto gradients = tested->backward(in, attended, grad_out, options, tested->gradients_of(0));
       double worst = 0;
       for (std::size_t column = 0; column < 10; ++column) {  // of 2 heads of 5 features
         double of_out = 0, of_v = 0;
@@ -386,20 +387,19 @@ TEST_CASE("no batch entry, no query, no key", "[attention]") {
          {AttentionSizes{0, 5, 7, 4, 2, 4, 3}, {2, 0, 7, 4, 2, 4, 3}, {2, 5, 0, 4, 2, 4, 3}, {2, 0, 0, 4, 2, 4, 3}})
       for (const bool causal : {false, true}) {
         INFO(name_of(scheme) << ", B " << s.B << ", L1 " << s.L1 << ", L2 " << s.L2);
-        const auto subject = make_subject<S>(scheme, s.NH, s.H);
+        const auto tested = make_under_test<S>(scheme, s.NH, s.H);
         const auto in = Tensors<S>::numbers(s);
         const AttentionOptions options{.causal = causal, .at = {.q = Positions::range()}};
-        const auto attended = subject->attend(in, options);
+        const auto attended = tested->attend(in, options);
         CHECK(attended.out == std::vector<S>(static_cast<std::size_t>(s.out())));
         CHECK(attended.log_sum_exp ==
               std::vector<S>(static_cast<std::size_t>(s.sums()), -std::numeric_limits<S>::infinity()));
         for (const Attended<S>& forward : {attended, Attended<S>{attended.out, {}}}) {
-          const auto grads =
-              subject->backward(in, forward, numbers<S>(s.out(), 9), options, subject->gradients_of(0.5));
+          const auto grads = tested->backward(in, forward, numbers<S>(s.out(), 9), options, tested->gradients_of(0.5));
           CHECK(grads.q == std::vector<S>(in.q.size()));
           CHECK(grads.k == std::vector<S>(in.k.size()));
           CHECK(grads.v == std::vector<S>(in.v.size()));
-          CHECK(grads.parameters == subject->gradients_of(0.5));
+          CHECK(grads.parameters == tested->gradients_of(0.5));
         }
       }
 }
@@ -413,12 +413,12 @@ TEST_CASE("attention uses no memory proportional to L1·L2", "[attention][memory
         // Half as many queries as keys, the last ones: full blocks of both, in half the time.
         const AttentionSizes s{1, length / 2, length, 1, 1, 2, 2};
         const AttentionOptions options{.causal = causal, .at = {.q = Positions::range(length / 2)}};
-        const auto subject = make_subject<double>(scheme, s.NH, s.H);
+        const auto tested = make_under_test<double>(scheme, s.NH, s.H);
         const auto in = Tensors<double>::numbers(s);
-        const auto attended = subject->attend(in, options);
+        const auto attended = tested->attend(in, options);
         return std::pair(
             attended.peak_bytes,
-            subject->backward(in, attended, numbers<double>(s.out(), 9), options, subject->gradients_of(0)).peak_bytes);
+            tested->backward(in, attended, numbers<double>(s.out(), 9), options, tested->gradients_of(0)).peak_bytes);
       };
       INFO(name_of(scheme) << (causal ? ", causal" : ""));
       const auto some = peaks(600), twice = peaks(1200);
@@ -437,12 +437,12 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   const ConstMap<double> q_map(q.data(), 2, 5, 4, 4), k_map(k.data(), 2, 7, 2, 4), v_map(v.data(), 2, 7, 2, 3);
   const Map<double> out_map(out.data(), 2, 5, 4, 3);
   Map<double, 3> sums_map(sums.data(), 2, 4, 5);
-  const auto identity = make_subject<double>(Scheme::identity, 4, 4);
+  const auto identity = make_under_test<double>(Scheme::identity, 4, 4);
 
-  const auto forward_of = [&](const AttentionSubject<double>& subject, Map<double> to, ConstMap<double> a,
+  const auto forward_of = [&](const AttentionUnderTest<double>& tested, Map<double> to, ConstMap<double> a,
                               ConstMap<double> b, ConstMap<double> c, const AttentionOptions& options,
                               Map<double, 3>* log_sum_exp) {
-    const std::string text = message_of<ShapeError>([&] { subject.attend(to, a, b, c, options, log_sum_exp); });
+    const std::string text = message_of<ShapeError>([&] { tested.attend(to, a, b, c, options, log_sum_exp); });
     CHECK(std::vector{q, k, v, out, sums} == before);
     return text;
   };
@@ -484,15 +484,15 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
       grad_v_map(grad_v.data(), 2, 7, 2, 3);
   const ConstMap<double> grad_out_map(grad_out.data(), 2, 5, 4, 3), read_out(out.data(), 2, 5, 4, 3);
   const auto grads_before = std::vector{grad_q, grad_k, grad_v, grad_out};
-  const auto both = [&]<class Error>(std::type_identity<Error>, const AttentionSubject<double>& subject,
+  const auto both = [&]<class Error>(std::type_identity<Error>, const AttentionUnderTest<double>& tested,
                                      const AttentionOptions& options) {
     const std::string text =
-        message_of<Error>([&] { subject.attend(out_map, q_map, k_map, v_map, options, &sums_map); });
-    Named<double> parameters = subject.gradients_of(0.5);
+        message_of<Error>([&] { tested.attend(out_map, q_map, k_map, v_map, options, &sums_map); });
+    Named<double> parameters = tested.gradients_of(0.5);
     for (const Map<double, 3>* log_sum_exp : {static_cast<Map<double, 3>*>(nullptr), &sums_map}) {
       std::string backward_text = message_of<Error>([&] {
-        subject.attend_backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, q_map, k_map, v_map,
-                                options, log_sum_exp, parameters);
+        tested.attend_backward(grad_q_map, grad_k_map, grad_v_map, grad_out_map, read_out, q_map, k_map, v_map, options,
+                               log_sum_exp, parameters);
       });
       if (const std::size_t place = backward_text.find("attention_backward"); place != std::string::npos)
         backward_text.erase(place + 9, 9);
@@ -500,7 +500,7 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
     }
     CHECK(std::vector{q, k, v, out, sums} == before);
     CHECK(std::vector{grad_q, grad_k, grad_v, grad_out} == grads_before);
-    CHECK(parameters == subject.gradients_of(0.5));
+    CHECK(parameters == tested.gradients_of(0.5));
     return text;
   };
   constexpr std::type_identity<ShapeError> shape;
@@ -509,32 +509,32 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
   constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
   for (const Scheme scheme : schemes<double>()) {
     INFO(name_of(scheme));
-    const auto subject = make_subject<double>(scheme, 4, 4);
-    CHECK(both(option, *subject, {.scale = nan}) ==
+    const auto tested = make_under_test<double>(scheme, 4, 4);
+    CHECK(both(option, *tested, {.scale = nan}) ==
           "posbias::attention: scale = nan; it must be finite, also as the tensors' scalar");
-    CHECK(both(option, *subject, {.scale = -infinity}) ==
+    CHECK(both(option, *tested, {.scale = -infinity}) ==
           "posbias::attention: scale = -inf; it must be finite, also as the tensors' scalar");
-    CHECK_THAT(both(shape, *subject, {.mask = wrong_mask.mask()}),
+    CHECK_THAT(both(shape, *tested, {.mask = wrong_mask.mask()}),
                contains("attention: mask has shape (5, 1); q and k need"));
-    CHECK(both(position, *subject, {.at = {.q = too_many}}) == "posbias::attention: q has 6 positions for 5 tokens");
-    CHECK(both(shape, *subject, {.at = {.q_k = Positions::range()}}) ==
+    CHECK(both(position, *tested, {.at = {.q = too_many}}) == "posbias::attention: q has 6 positions for 5 tokens");
+    CHECK(both(shape, *tested, {.at = {.q_k = Positions::range()}}) ==
           "posbias::attention: positions q_k need L1 = L2; L1 = 5, L2 = 7; give q and k instead");
-    CHECK(both(position, *subject, {.causal = true, .at = {.q_k = Positions::range(), .k = Positions::range()}}) ==
+    CHECK(both(position, *tested, {.causal = true, .at = {.q_k = Positions::range(), .k = Positions::range()}}) ==
           "posbias::attention: positions q_k and k are both given; give q_k alone, or q and k");
-    CHECK(both(position, *subject, {.causal = true}) ==
+    CHECK(both(position, *tested, {.causal = true}) ==
           "posbias::attention: causal needs positions, since L1 = 5 is not L2 = 7; .at = {.q = Positions::range(past)} "
           "says that past keys come before the first query");
   }
-  CHECK(both(position, *make_subject<double>(Scheme::t5, 4, 4), {.at = {.q = halves}}) ==
+  CHECK(both(position, *make_under_test<double>(Scheme::t5, 4, 4), {.at = {.q = halves}}) ==
         "posbias::attention: RelativePositionBias: q at index 0 is 0.5; integers strictly between -2^62 and 2^62 are "
         "needed");
-  CHECK(both(shape, *make_subject<double>(Scheme::alibi, 3, 4), {}) ==
+  CHECK(both(shape, *make_under_test<double>(Scheme::alibi, 3, 4), {}) ==
         "posbias::attention: ALiBi: q has 4 heads; n_heads = 3");
-  CHECK(both(shape, *make_subject<double>(Scheme::rotary, 4, 6), {}) ==
+  CHECK(both(shape, *make_under_test<double>(Scheme::rotary, 4, 6), {}) ==
         "posbias::attention: Rotary: q has 4 features per head; head_dim = 6");
-  CHECK(both(shape, *make_subject<double>(Scheme::rotary_alibi, 3, 4), {}) ==
+  CHECK(both(shape, *make_under_test<double>(Scheme::rotary_alibi, 3, 4), {}) ==
         "posbias::attention: ALiBi: q has 4 heads; n_heads = 3");
-  CHECK(both(shape, *make_subject<double>(Scheme::xl, 4, 6), {}) ==
+  CHECK(both(shape, *make_under_test<double>(Scheme::xl, 4, 6), {}) ==
         "posbias::attention: TransformerXL: q has 4 features per head; dim / n_heads = 6");
 
   // Backward's own.
@@ -596,10 +596,10 @@ TEST_CASE("what cannot be is refused, and nothing is written", "[attention]") {
 }
 
 TEST_CASE("a mask of another shape is refused by who was called", "[attention]") {
-  const auto subject = make_subject<double>(Scheme::identity, 1, 1);
+  const auto tested = make_under_test<double>(Scheme::identity, 1, 1);
   const auto in = Tensors<double>::numbers({1, 2, 3, 1, 1, 1, 1});
   MaskCase mask(MaskCase::Type::bools, {2, 1}, {1, 1});
-  CHECK(message_of<ShapeError>([&] { (void)subject->attend(in, {.mask = mask.mask()}); }) ==
+  CHECK(message_of<ShapeError>([&] { (void)tested->attend(in, {.mask = mask.mask()}); }) ==
         "posbias::attention: mask has shape (2, 1); q and k need (B, *, NH, L1, L2) with B, * = (1), NH = 1, L1 = 2, "
         "L2 = 3, of which all but L2 may be 1 or missing from the left");
 }

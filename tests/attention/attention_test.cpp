@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "attention/attention_subject.hpp"
-#include "laws/scene.hpp"
+#include "attention/attention_under_test.hpp"
+#include "laws/position_case.hpp"
 #include "support/catch.hpp"
 
 using posbias::AttentionOptions;
@@ -32,20 +32,20 @@ struct Setting {
   AttentionSizes sizes;
   bool causal = false;
   std::optional<double> scale{};
-  Scene scene{};
+  PositionCase position_case{};
   MaskCase mask{};
   std::uint64_t seed = 1;
 
   /// Refers to this object's mask.
   AttentionOptions options() { return {.causal = causal, .scale = scale, .at = at(), .mask = mask.mask()}; }
-  [[nodiscard]] posbias::PairPositions at() const { return scene.pair_positions({sizes.B}, {}); }
+  [[nodiscard]] posbias::PairPositions at() const { return position_case.pair_positions({sizes.B}, {}); }
 
   [[nodiscard]] std::string text() const {
     const AttentionSizes& s = sizes;
     std::string result = name_of(scheme) + ", B " + std::to_string(s.B) + ", L1 " + std::to_string(s.L1) + ", L2 " +
                          std::to_string(s.L2) + ", NH " + std::to_string(s.NH) + ", NHk " + std::to_string(s.NHk) +
                          ", H " + std::to_string(s.H) + ", Hv " + std::to_string(s.Hv) + (causal ? ", causal" : "") +
-                         (scale ? ", scale " + std::to_string(*scale) : "") + ", positions: " + scene.name +
+                         (scale ? ", scale " + std::to_string(*scale) : "") + ", positions: " + position_case.name +
                          ", mask type " + std::to_string(static_cast<int>(mask.type)) + " of shape";
     for (const Index size : mask.shape) result += " " + std::to_string(size);
     return result;
@@ -56,10 +56,10 @@ struct Setting {
 template <class S>
 class Materialised {
  public:
-  Materialised(const AttentionSubject<S>& subject, const Setting& setting, const Tensors<S>& in)
-      : subject_(subject), setting_(setting), s_(in.sizes), modified_(in) {
-    subject.modify(modified_, setting.at());
-    const std::vector<S> bias = subject.bias(modified_, setting.at());
+  Materialised(const AttentionUnderTest<S>& tested, const Setting& setting, const Tensors<S>& in)
+      : tested_(tested), setting_(setting), s_(in.sizes), modified_(in) {
+    tested.modify(modified_, setting.at());
+    const std::vector<S> bias = tested.bias(modified_, setting.at());
     weights.assign(bias.size(), 0);
     out.assign(static_cast<std::size_t>(s_.out()), 0);
     log_sum_exp.assign(static_cast<std::size_t>(s_.sums()), -infinity);
@@ -110,7 +110,7 @@ class Materialised {
     });
     Differentiated<S> result{
         {grad_q.begin(), grad_q.end()}, {grad_k.begin(), grad_k.end()}, {grad_v.begin(), grad_v.end()}, start};
-    subject_.hooks_backward({grad_logits.begin(), grad_logits.end()}, result, modified_, setting_.at());
+    tested_.hooks_backward({grad_logits.begin(), grad_logits.end()}, result, modified_, setting_.at());
     return result;
   }
 
@@ -127,7 +127,7 @@ class Materialised {
 
   [[nodiscard]] bool visible(Index n, Index i, Index j) const {
     if (!setting_.causal) return true;
-    const auto query = setting_.scene.q.at(n, i, s_.L1), key = setting_.scene.k.at(n, j, s_.L2);
+    const auto query = setting_.position_case.q.at(n, i, s_.L1), key = setting_.position_case.k.at(n, j, s_.L2);
     return !query || !key || *key <= *query;
   }
 
@@ -146,7 +146,7 @@ class Materialised {
     return static_cast<std::size_t>(((n * s_.L2 + j) * s_.NHk + h / (s_.NH / s_.NHk)) * s_.Hv + d);
   }
 
-  const AttentionSubject<S>& subject_;
+  const AttentionUnderTest<S>& tested_;
   const Setting& setting_;
   AttentionSizes s_;
   Tensors<S> modified_;
@@ -192,18 +192,18 @@ constexpr double start_value = 0.25;
 template <class S>
 void check(Setting& setting) {
   INFO(setting.text());
-  const auto subject = make_subject<S>(setting.scheme, setting.sizes.NH, setting.sizes.H);
+  const auto tested = make_under_test<S>(setting.scheme, setting.sizes.NH, setting.sizes.H);
   const auto in = Tensors<S>::numbers(setting.sizes, setting.seed);
   const AttentionOptions options = setting.options();
-  const Materialised<S> expected(*subject, setting, in);
-  const Attended<S> attended = subject->attend(in, options);
+  const Materialised<S> expected(*tested, setting, in);
+  const Attended<S> attended = tested->attend(in, options);
   CHECK(difference(attended.out, expected.out) <= tolerance<S>);
   CHECK(difference(attended.log_sum_exp, expected.log_sum_exp) <= tolerance<S>);
-  const Attended<S> without_sums = subject->attend(in, options, false);
+  const Attended<S> without_sums = tested->attend(in, options, false);
   CHECK(without_sums.out == attended.out);
 
   const std::vector<S> grad_out = numbers<S>(setting.sizes.out(), 99 + setting.seed);
-  const Named<S> start = subject->gradients_of(start_value);
+  const Named<S> start = tested->gradients_of(start_value);
   const Differentiated<S> expected_grads = expected.backward(grad_out, start);
   double largest = 1e-3;
   for (const auto* values : {&expected_grads.q, &expected_grads.k, &expected_grads.v})
@@ -211,7 +211,7 @@ void check(Setting& setting) {
   for (const auto& [name, values] : expected_grads.parameters) largest = largest_of(values, largest);
   for (const Attended<S>* forward : {&attended, &without_sums}) {
     INFO((forward == &attended ? "with log_sum_exp" : "without log_sum_exp"));
-    const Differentiated<S> grads = subject->backward(in, *forward, grad_out, options, start);
+    const Differentiated<S> grads = tested->backward(in, *forward, grad_out, options, start);
     CHECK(difference(grads.q, expected_grads.q, largest) <= tolerance<S>);
     CHECK(difference(grads.k, expected_grads.k, largest) <= tolerance<S>);
     CHECK(difference(grads.v, expected_grads.v, largest) <= tolerance<S>);
@@ -234,13 +234,13 @@ class Lottery {
     return *(choices.begin() + below(static_cast<Index>(choices.size())));
   }
 
-  Scene positions(Scheme scheme, const AttentionSizes& s) {
+  PositionCase positions(Scheme scheme, const AttentionSizes& s) {
     const Index L1 = s.L1, L2 = s.L2;
     // A penalty that grows with the distance leaves few digits to logits of keys that are all far away.
     const bool linear = scheme == Scheme::alibi || scheme == Scheme::alibi_learned ||
                         scheme == Scheme::alibi_asymmetric || scheme == Scheme::rotary_alibi;
     const Index far = linear ? 303 : 1'000'000'007;
-    const auto both = [&](std::string name, Index rows, Index q_left, Index k_left, auto position) -> Scene {
+    const auto both = [&](std::string name, Index rows, Index q_left, Index k_left, auto position) -> PositionCase {
       return {std::move(name), Where::listed(rows, std::max<Index>(L1 - q_left, 0), position),
               Where::listed(rows, std::max<Index>(L2 - k_left, 0), position)};
     };
@@ -312,7 +312,7 @@ class Lottery {
     return result;
   }
 
-  Setting setting(Scheme scheme, Index L1, Index L2, Index most_features) {
+  Setting setting(Scheme scheme, Index L1, Index L2, Index max_features) {
     Setting result;
     result.scheme = scheme;
     AttentionSizes& s = result.sizes;
@@ -326,16 +326,16 @@ class Lottery {
     do {
       s.H = one_of<Index>({1, 2, 3, 4, 5, 7, 8, 12, 15, 16, 17, 31, 32, 34, 64, 101, 128, 255, 256});
       if (s.H > 32) s.NH = s.NHk = 1 + s.H % 2;
-    } while (!takes(scheme, s.NH, s.H) || s.H > most_features || (projects && s.NH * s.H > 64));
+    } while (!takes(scheme, s.NH, s.H) || s.H > max_features || (projects && s.NH * s.H > 64));
     do {
       s.Hv = one_of<Index>({1, 2, 3, 5, 8, 15, 16, 17, 30, 33, 64, 127, 256});
-    } while (s.Hv > most_features);
+    } while (s.Hv > max_features);
     result.causal = below(2) == 0;
     if (below(3) == 0) result.scale = 0.5;
     do {
-      result.scene = positions(scheme, s);
+      result.position_case = positions(scheme, s);
       // The gradient of a rotation's divisor is a sum of angles, which says nothing where they are astronomical.
-    } while (scheme == Scheme::rotary_learned && result.scene.q.furthest() > 1e4L);
+    } while (scheme == Scheme::rotary_learned && result.position_case.q.furthest() > 1e4L);
     result.mask = mask(s);
     result.seed = static_cast<std::uint64_t>(1 + below(1000));
     return result;
@@ -356,7 +356,7 @@ TEMPLATE_TEST_CASE("attention is the softmax of all logits: short sequences", "[
     }
     // One query, where it stands in a longer cache.
     Setting setting = lottery.setting(scheme, 1, 70, 16);
-    setting.scene = {"one query", Where::range(60), {}};
+    setting.position_case = {"one query", Where::range(60), {}};
     setting.causal = true;
     check<TestType>(setting);
   }
@@ -382,7 +382,7 @@ TEMPLATE_TEST_CASE("attention is the softmax of all logits: several shares of th
     setting.scheme = Scheme::alibi_learned;
     setting.sizes = {1, L1, L2, NH, NHk, 3, 2};
     setting.causal = true;
-    setting.scene = {"range", Where::range(L1 == 530 ? 0 : 100), Where::range(90)};
+    setting.position_case = {"range", Where::range(L1 == 530 ? 0 : 100), Where::range(90)};
     check<TestType>(setting);
   }
 }
@@ -393,8 +393,8 @@ TEMPLATE_TEST_CASE("attention is the softmax of all logits: the first keys are a
   setting.scheme = Scheme::alibi_learned;
   setting.sizes = {2, 5, 40, 2, 1, 3, 2};
   setting.causal = true;
-  setting.scene = {"descending", Where::listed(0, 5, [](Index, Index i) { return 270 - i; }),
-                   Where::listed(0, 40, [](Index, Index i) { return 300 - i; })};
+  setting.position_case = {"descending", Where::listed(0, 5, [](Index, Index i) { return 270 - i; }),
+                           Where::listed(0, 40, [](Index, Index i) { return 300 - i; })};
   check<TestType>(setting);
 }
 
@@ -407,8 +407,8 @@ TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention][di
       setting.scheme = scheme;
       setting.sizes = {2, 5, 7, 4, 2, 4, 3};
       setting.causal = causal;
-      setting.scene = {"positions", Where::listed(2, 4, [](Index n, Index i) { return 100 + n + 3 * i; }),
-                       Where::listed(0, 6, [](Index, Index i) { return 101 + 2 * i; })};
+      setting.position_case = {"positions", Where::listed(2, 4, [](Index n, Index i) { return 100 + n + 3 * i; }),
+                               Where::listed(0, 6, [](Index, Index i) { return 101 + 2 * i; })};
       if (causal) setting.scale = 0.75;
       setting.mask = {MaskCase::Type::doubles, {4, 5, 7}, numbers<double>(140, 5)};
       std::fill_n(setting.mask.entries.begin() + 14, 7, -infinity);
@@ -416,14 +416,13 @@ TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention][di
       INFO(setting.text());
 
       const AttentionOptions options = setting.options();
-      const auto subject = make_subject<double>(scheme, 4, 4);
+      const auto tested = make_under_test<double>(scheme, 4, 4);
       const auto in = Tensors<double>::numbers(setting.sizes);
       const std::vector<double> grad_out = numbers<double>(setting.sizes.out(), 9);
-      const auto grads =
-          subject->backward(in, subject->attend(in, options), grad_out, options, subject->gradients_of(0));
+      const auto grads = tested->backward(in, tested->attend(in, options), grad_out, options, tested->gradients_of(0));
 
       // How the sum of grad_out·out changes along a direction, of q, k, v or a parameter.
-      const Named<double> parameters = subject->parameters();
+      const Named<double> parameters = tested->parameters();
       const auto loss = [&](const std::string& name, const std::vector<double>& direction, double step) {
         Tensors<double> moved = in;
         Named<double> moved_parameters = parameters;
@@ -432,8 +431,8 @@ TEMPLATE_TEST_CASE("gradients are those of central differences", "[attention][di
                                       : name == "v" ? moved.v
                                                     : moved_parameters.at(name);
         for (std::size_t i = 0; i < values.size(); ++i) values[i] += step * direction[i];
-        subject->set_parameters(moved_parameters);
-        const auto out = subject->attend(moved, options, false).out;
+        tested->set_parameters(moved_parameters);
+        const auto out = tested->attend(moved, options, false).out;
         double sum = 0;
         for (std::size_t i = 0; i < out.size(); ++i) sum += grad_out[i] * out[i];
         return sum;
@@ -480,11 +479,11 @@ TEMPLATE_TEST_CASE("queries that see no key get zeros, and have no gradients", "
     setting.mask = {MaskCase::Type::bools, {2, 1, 18, 270}, {}};
     for (Index n = 0; n < 2; ++n)
       for (Index i = 0; i < 18; ++i) setting.mask.entries.insert(setting.mask.entries.end(), 270, n == 0 && i % 3 != 1);
-    const auto subject = make_subject<S>(scheme, 2, 4);
+    const auto tested = make_under_test<S>(scheme, 2, 4);
     const auto in = Tensors<S>::numbers(sizes);
     const AttentionOptions options = setting.options();
-    const auto attended = subject->attend(in, options);
-    const auto grads = subject->backward(in, attended, numbers<S>(sizes.out(), 3), options, subject->gradients_of(0));
+    const auto attended = tested->attend(in, options);
+    const auto grads = tested->backward(in, attended, numbers<S>(sizes.out(), 3), options, tested->gradients_of(0));
     const auto zeros = [](const std::vector<S>& values, Index begin, Index count) {
       return std::all_of(values.begin() + begin, values.begin() + begin + count, [](S value) { return value == 0; });
     };
@@ -504,7 +503,7 @@ TEMPLATE_TEST_CASE("queries that see no key get zeros, and have no gradients", "
     std::fill(setting.mask.entries.begin(), setting.mask.entries.end(), 0);
     const AttentionOptions none = setting.options();
     const auto unseen =
-        subject->backward(in, subject->attend(in, none), numbers<S>(sizes.out(), 3), none, subject->gradients_of(2));
-    CHECK(unseen.parameters == subject->gradients_of(2));
+        tested->backward(in, tested->attend(in, none), numbers<S>(sizes.out(), 3), none, tested->gradients_of(2));
+    CHECK(unseen.parameters == tested->gradients_of(2));
   }
 }

@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "attention/attention_subject.hpp"
-#include "laws/scene.hpp"
-#include "laws/subject.hpp"
+#include "attention/attention_under_test.hpp"
+#include "laws/module_under_test.hpp"
+#include "laws/position_case.hpp"
 #include "posbias/attention/attention.hpp"
 #include "support/catch.hpp"
 
@@ -43,12 +43,13 @@ bool sees_nothing(By by, Index i) {
 struct Hiding {
   By by;
   MaskCase mask{};
-  Scene scene{"", Where::range(100), Where::range(100)};
+  PositionCase position_case{"", Where::range(100), Where::range(100)};
 
   explicit Hiding(By who) : by(who) {
     if (by == By::causal) {  // free slots anywhere, at a position ahead of all queries
-      scene.q = Where::range(1000);
-      scene.k = Where::listed(0, sizes.L2, [](Index, Index j) { return hidden_from_all(j) ? 100000 + j : 900 + j; });
+      position_case.q = Where::range(1000);
+      position_case.k =
+          Where::listed(0, sizes.L2, [](Index, Index j) { return hidden_from_all(j) ? 100000 + j : 900 + j; });
       return;
     }
     const bool bools = by == By::bools;
@@ -72,7 +73,7 @@ struct Hiding {
   }
 
   AttentionOptions options() {
-    return {.causal = by == By::causal, .at = scene.pair_positions({sizes.B}, {}), .mask = mask.mask()};
+    return {.causal = by == By::causal, .at = position_case.pair_positions({sizes.B}, {}), .mask = mask.mask()};
   }
 };
 
@@ -81,10 +82,10 @@ struct Results {
   Attended<S> forward;
   Differentiated<S> backward;
 
-  Results(const AttentionSubject<S>& subject, const Tensors<S>& in, const std::vector<S>& grad_out,
+  Results(const AttentionUnderTest<S>& tested, const Tensors<S>& in, const std::vector<S>& grad_out,
           const AttentionOptions& options)
-      : forward(subject.attend(in, options)),
-        backward(subject.backward(in, forward, grad_out, options, subject.gradients_of(0))) {}
+      : forward(tested.attend(in, options)),
+        backward(tested.backward(in, forward, grad_out, options, tested.gradients_of(0))) {}
 };
 
 template <class S>
@@ -118,7 +119,7 @@ TEMPLATE_TEST_CASE("keys hidden from all queries have no influence, nor have que
                    float, double) {
   using S = TestType;
   for (const Scheme scheme : schemes<S>()) {
-    const auto subject = make_subject<S>(scheme, sizes.NH, sizes.H);
+    const auto tested = make_under_test<S>(scheme, sizes.NH, sizes.H);
     for (const By by : {By::bools, By::floats, By::doubles, By::causal}) {
       if (by == By::doubles && std::is_same_v<S, double>) continue;  // -1e300 is a number there
       INFO(name_of(scheme) << ", hidden by " << static_cast<int>(by));
@@ -126,7 +127,7 @@ TEMPLATE_TEST_CASE("keys hidden from all queries have no influence, nor have que
       const AttentionOptions options = hiding.options();
       const auto in = Tensors<S>::numbers(sizes);
       const auto grad_out = numbers<S>(sizes.out(), 7);
-      const Results<S> clean(*subject, in, grad_out, options);
+      const Results<S> clean(*tested, in, grad_out, options);
       for (const double value : garbage) {
         Tensors<S> spoilt = in;
         std::vector<S> spoilt_grad_out = grad_out;
@@ -143,7 +144,7 @@ TEMPLATE_TEST_CASE("keys hidden from all queries have no influence, nor have que
           }
         }
         INFO("garbage " << value);
-        CHECK(differing(clean, Results<S>(*subject, spoilt, spoilt_grad_out, options)) == "");
+        CHECK(differing(clean, Results<S>(*tested, spoilt, spoilt_grad_out, options)) == "");
       }
     }
   }
@@ -152,18 +153,18 @@ TEMPLATE_TEST_CASE("keys hidden from all queries have no influence, nor have que
 TEMPLATE_TEST_CASE("a value of NaN shows in the queries that see it, and in nothing that belongs to others",
                    "[attention]", float, double) {
   using S = TestType;
-  const auto subject = make_subject<S>(schemes<S>().front(), sizes.NH, sizes.H);
+  const auto tested = make_under_test<S>(schemes<S>().front(), sizes.NH, sizes.H);
   for (const By by : {By::bools, By::floats, By::causal}) {
     INFO("hidden by " << static_cast<int>(by));
     Hiding hiding(by);
     const AttentionOptions options = hiding.options();
     const auto in = Tensors<S>::numbers(sizes);
     const auto grad_out = numbers<S>(sizes.out(), 7);
-    const Results<S> clean(*subject, in, grad_out, options);
+    const Results<S> clean(*tested, in, grad_out, options);
     const Index key = 128;  // of the first entry; some queries see it, some do not
     Tensors<S> spoilt = in;
     spoil(spoilt.v, key, sizes.NHk * sizes.Hv, garbage[0]);
-    const Results<S> results(*subject, spoilt, grad_out, options);
+    const Results<S> results(*tested, spoilt, grad_out, options);
     Index seeing = 0, not_seeing = 0;
     for (Index i = 0; i < sizes.B * sizes.L1; ++i) {
       const bool sees = i < sizes.L1 && hiding.sees(0, i, key);
@@ -196,18 +197,18 @@ TEMPLATE_TEST_CASE("a query of NaN has no influence on the gradients of keys tha
   using S = TestType;
   for (const Scheme scheme : schemes<S>()) {
     INFO(name_of(scheme));
-    const auto subject = make_subject<S>(scheme, sizes.NH, sizes.H);
+    const auto tested = make_under_test<S>(scheme, sizes.NH, sizes.H);
     Hiding hiding(By::causal);
     const AttentionOptions options = hiding.options();
     const auto in = Tensors<S>::numbers(sizes);
     const auto grad_out = numbers<S>(sizes.out(), 7);
-    const Results<S> clean(*subject, in, grad_out, options);
+    const Results<S> clean(*tested, in, grad_out, options);
     const Index query = 30;
     Tensors<S> spoilt = in;
     std::vector<S> spoilt_grad_out = grad_out;
     spoil(spoilt.q, query, sizes.NH * sizes.H, garbage[0]);
     spoil(spoilt_grad_out, query, sizes.NH * sizes.Hv, garbage[0]);
-    const Results<S> results(*subject, spoilt, spoilt_grad_out, options);
+    const Results<S> results(*tested, spoilt, spoilt_grad_out, options);
     for (Index j = 0; j < sizes.B * sizes.L2; ++j) {
       const bool seen = j < sizes.L2 && hiding.sees(0, query, j);
       bool right = true;

@@ -69,8 +69,8 @@ TEMPLATE_TEST_CASE("ALiBi gives what bio-attention gives", "[golden]", double, f
 TEST_CASE("ALiBi blocks along the head axis at every rank, where upstream slices dimension 1", "[golden]") {
   const GoldenCase golden("bio_alibi__asymmetric_rank5");
   const ALiBi<double> module(options_of(golden));
-  auto q = golden.input<double, 5, RowMajorForm>("in.q");
-  auto k = golden.input<double, 5, RowMajorForm>("in.k");
+  auto q = golden.input<double, 5, RowMajorCase>("in.q");
+  auto k = golden.input<double, 5, RowMajorCase>("in.k");
   const auto mask = module.make_mask(q.tensor(), k.tensor(), k.tensor());
   const auto recorded = golden.tensor<double, 5>("out.mask");
   for (Index s = 0; s < 3; ++s)

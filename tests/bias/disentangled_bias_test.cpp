@@ -17,9 +17,9 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/layers/relative_attention.hpp"
 #include "posbias/attention/attention.hpp"
 #include "posbias/io/safetensors.hpp"
+#include "posbias/layers/relative_attention.hpp"
 #include "support/golden.hpp"
 #include "support/numbers.hpp"
 
@@ -94,7 +94,7 @@ struct Places {
   }
 };
 
-struct Scene {
+struct PositionCase {
   std::string name;
   Places q, k;
 
@@ -107,7 +107,7 @@ std::int64_t cubes(Index n, Index i) {
 }
 
 /// Places of 5 queries and 7 keys; the laws know more, but not the ends of what positions may be.
-std::vector<Scene> scenes() {
+std::vector<PositionCase> position_cases() {
   static constexpr std::int64_t end = Positions::limit;
   const auto offset = [](Index, Index i) -> std::int64_t { return 137 + i; };
   const auto far = [](Index, Index i) -> std::int64_t { return (std::int64_t{1} << 40) + i; };
@@ -169,7 +169,7 @@ class Formula {
 
   /// For q (B, L1, NH, H) and k (B, L2, NHk, H): (B, NH, L1, L2), 0 where a token has no position.
   template <class S>
-  [[nodiscard]] Values mask(const Tensor<S>& q, const Tensor<S>& k, const Scene& scene) const {
+  [[nodiscard]] Values mask(const Tensor<S>& q, const Tensor<S>& k, const PositionCase& position_case) const {
     const Index B = q.dimension(0), L1 = q.dimension(1), NH = q.dimension(2), H = q.dimension(3);
     const Index L2 = k.dimension(1), NHk = k.dimension(2);
     Values result;
@@ -177,7 +177,7 @@ class Formula {
       for (Index h = 0; h < NH; ++h)
         for (Index i = 0; i < L1; ++i)
           for (Index j = 0; j < L2; ++j) {
-            const auto pos_q = scene.q.at(n, i, L1), pos_k = scene.k.at(n, j, L2);
+            const auto pos_q = position_case.q.at(n, i, L1), pos_k = position_case.k.at(n, j, L2);
             const S* query = q.data() + ((n * L1 + i) * NH + h) * H;
             const S* key = k.data() + ((n * L2 + j) * NHk + h / (NH / NHk)) * H;
             result.push_back(pos_q && pos_k ? static_cast<double>((*this)(h, query, key, *pos_q, *pos_k)) : 0);
@@ -247,12 +247,12 @@ TEMPLATE_TEST_CASE("DisentangledBias is the formula's, wherever tokens are", "",
     const auto module = module_of<S>(options);
     const auto q = numbers_of<S>(2, 2, 5, 6, 4), k = numbers_of<S>(3, 2, 7, NHk, 4);
     const Formula formula(module);
-    for (const Scene& scene : scenes()) {
-      INFO(scene.name);
-      const Values expected = formula.mask(q, k, scene);
-      CHECK((largest(expected) > 0.1) == (scene.name != "no positions"));
+    for (const PositionCase& position_case : position_cases()) {
+      INFO(position_case.name);
+      const Values expected = formula.mask(q, k, position_case);
+      CHECK((largest(expected) > 0.1) == (position_case.name != "no positions"));
       // Sums of a few numbers cancel.
-      check_close(flat(module.make_mask(q, k, k, scene.at())), expected, golden_tolerance<S>,
+      check_close(flat(module.make_mask(q, k, k, position_case.at())), expected, golden_tolerance<S>,
                   golden_tolerance<S> / 10 * largest(expected));
     }
   }
@@ -336,10 +336,10 @@ Named gradients_of(const Inputs& in, const Tensor<double>& weights, const PairPo
 
 TEST_CASE("DisentangledBias: every entry's gradient is that of differences, grouped keys and no columns included",
           "[differences]") {
-  const std::vector<Scene> some{{"fewer, packed",
-                                 {4, [](Index n, Index i) -> std::int64_t { return 100 + n + i % 3; }},
-                                 {5, [](Index n, Index i) -> std::int64_t { return 99 - n + i; }}},
-                                {"no columns", {5, cubes}, {7, cubes}}};
+  const std::vector<PositionCase> some{{"fewer, packed",
+                                        {4, [](Index n, Index i) -> std::int64_t { return 100 + n + i % 3; }},
+                                        {5, [](Index n, Index i) -> std::int64_t { return 99 - n + i; }}},
+                                       {"no columns", {5, cubes}, {7, cubes}}};
   using enum DisentangledIndex;
   const Options both{.n_heads = 4, .head_dim = 2, .n_positions = 6, .position_size = 3};
   Options same = both, keys_only = both, queries_only = both;
@@ -354,13 +354,14 @@ TEST_CASE("DisentangledBias: every entry's gradient is that of differences, grou
     const Index NHk = setting.NHk;
     Inputs in{module_of<double>(options), numbers_of<double>(2, 2, 5, 4, 2), numbers_of<double>(3, 2, 7, NHk, 2)};
     const auto weights = numbers_of<double>(4, 2, 4, 5, 7);
-    for (const Scene& scene : some) {
-      INFO(scene.name << ", NHk " << NHk << ", c2p " << options.mode.contains(c2p) << ", p2c "
-                      << options.mode.contains(p2c) << ", same " << options.same_positional_key_query_proj);
-      const PairPositions at = scene.at();
+    for (const PositionCase& position_case : some) {
+      INFO(position_case.name << ", NHk " << NHk << ", c2p " << options.mode.contains(c2p) << ", p2c "
+                              << options.mode.contains(p2c) << ", same " << options.same_positional_key_query_proj);
+      const PairPositions at = position_case.at();
       // With shared heads of keys and without columns, sums of different heads are one.
       const bool shares = NHk < 4 && options.mode.contains(p2c);
-      CHECK(in.module.prepare(in.q, in.k, at).heads_are_independent() == (scene.name != "no columns" && !shares));
+      CHECK(in.module.prepare(in.q, in.k, at).heads_are_independent() ==
+            (position_case.name != "no columns" && !shares));
       const Named gradients = gradients_of(in, weights, at);
       in.for_each([&](std::string_view name, auto& tensor) {
         const Values& gradient = gradients.at(std::string(name));
@@ -391,15 +392,15 @@ TEST_CASE("DisentangledBias: every entry's gradient is that of differences, grou
 TEST_CASE("DisentangledBias: many queries and many keys, over blocks and strips of columns") {
   const auto near = [](Index, Index i) -> std::int64_t { return 100 + i; };
   const auto apart = [](Index, Index i) -> std::int64_t { return 100 + 80 * i; };
-  for (const Scene& scene : {Scene{"many queries", {1300, near}, {19, near}},
-                             {"many keys", {19, near}, {1300, near}},
-                             {"gaps between strips", {70, apart}, {45, apart}}}) {
-    INFO(scene.name);
-    const Index L1 = scene.q.count, L2 = scene.k.count;
+  for (const PositionCase& position_case : {PositionCase{"many queries", {1300, near}, {19, near}},
+                                            {"many keys", {19, near}, {1300, near}},
+                                            {"gaps between strips", {70, apart}, {45, apart}}}) {
+    INFO(position_case.name);
+    const Index L1 = position_case.q.count, L2 = position_case.k.count;
     Inputs in{module_of<double>({.n_heads = 2, .head_dim = 3, .n_positions = 1100, .position_size = 2}),
               numbers_of<double>(2, 2, L1, 2, 3), numbers_of<double>(3, 2, L2, 1, 3)};
-    const PairPositions at = scene.at();
-    const Values expected = Formula(in.module).mask(in.q, in.k, scene);
+    const PairPositions at = position_case.at();
+    const Values expected = Formula(in.module).mask(in.q, in.k, position_case);
     check_close(flat(in.module.make_mask(in.q, in.k, in.k, at)), expected, 1e-12, 1e-13 * largest(expected));
 
     // All entries at once, each its own way; of third degree, so differences of fourth order are exact.
@@ -580,10 +581,10 @@ TEST_CASE("DisentangledBias in fused attention is DeBERTa's") {
                                            .index = DisentangledIndex::query_minus_key});
   const auto q = numbers_of<double>(2, B, L1, NH, H), k = numbers_of<double>(3, B, L2, NHk, H),
              v = numbers_of<double>(4, B, L2, NHk, H);
-  const Scene scene{"",
-                    {L1, [](Index, Index i) -> std::int64_t { return 103 + i; }},
-                    {L2, [](Index, Index i) -> std::int64_t { return 100 + i; }}};
-  Values weights = Formula(module).mask(q, k, scene);
+  const PositionCase position_case{"",
+                                   {L1, [](Index, Index i) -> std::int64_t { return 103 + i; }},
+                                   {L2, [](Index, Index i) -> std::int64_t { return 100 + i; }}};
+  Values weights = Formula(module).mask(q, k, position_case);
   Tensor<double> expected(B, L1, NH, H), out = expected;
   for (Index n = 0, row = 0; n < B; ++n)
     for (Index h = 0; h < NH; ++h)
@@ -598,7 +599,7 @@ TEST_CASE("DisentangledBias in fused attention is DeBERTa's") {
         for (std::size_t f = 0; f < 3; ++f)
           expected(n, i, h, static_cast<Index>(f)) = static_cast<double>(pooled[f] / sum);
       }
-  attention(out, q, k, v, module, {.scale = scale, .at = scene.at()});
+  attention(out, q, k, v, module, {.scale = scale, .at = position_case.at()});
   check_close(flat(out), flat(expected), 1e-12, 1e-14);
 }
 

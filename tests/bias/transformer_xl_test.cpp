@@ -95,23 +95,23 @@ TEMPLATE_TEST_CASE("TransformerXL: mod_qkv, and mod_mask after it, give what bio
     DYNAMIC_SECTION(name) {
       TransformerXL<TestType> module(options_of(name, golden));
       golden.load_parameters(module);
-      for_each_form([&]<class Form>() {
-        auto q = golden.input<TestType, 4, Form>("in.q");
-        auto k = golden.input<TestType, 4, Form>("in.k");
-        auto v = golden.input<TestType, 4, Form>("in.v");
-        auto grad_q = golden.input<TestType, 4, Form>("grad_out.q");
-        auto grad_k = golden.input<TestType, 4, Form>("grad_out.k");
-        auto grad_v = golden.input<TestType, 4, Form>("grad_out.v");
+      for_each_layout_case([&]<class LayoutCase>() {
+        auto q = golden.input<TestType, 4, LayoutCase>("in.q");
+        auto k = golden.input<TestType, 4, LayoutCase>("in.k");
+        auto v = golden.input<TestType, 4, LayoutCase>("in.v");
+        auto grad_q = golden.input<TestType, 4, LayoutCase>("grad_out.q");
+        auto grad_k = golden.input<TestType, 4, LayoutCase>("grad_out.k");
+        auto grad_v = golden.input<TestType, 4, LayoutCase>("grad_out.v");
         auto grads = module.zero_gradients();
         module.mod_qkv(q.tensor(), k.tensor(), v.tensor());
         check_close(flat(q.tensor()), golden.expected<TestType>("out.q"), tolerance);
         CHECK(flat(k.tensor()) == golden.values("in.k"));
         CHECK(flat(v.tensor()) == golden.values("in.v"));
         if (with_mask) {
-          auto mask = golden.input<TestType, 4, Form>("in.mask");
+          auto mask = golden.input<TestType, 4, LayoutCase>("in.mask");
           module.mod_mask(mask.tensor(), q.tensor(), k.tensor(), v.tensor());
           check_close(flat(mask.tensor()), golden.expected<TestType>("out.mask"), tolerance);
-          auto grad_mask = golden.input<TestType, 4, Form>("grad_out.mask");
+          auto grad_mask = golden.input<TestType, 4, LayoutCase>("grad_out.mask");
           module.mod_mask_backward(grad_mask.tensor(), grad_q.tensor(), grad_k.tensor(), grad_v.tensor(), q.tensor(),
                                    k.tensor(), v.tensor(), {}, grads);
           check_close(flat(grad_mask.tensor()), golden.values("grad_in.mask"), tolerance);

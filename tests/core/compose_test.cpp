@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "posbias/bias/alibi.hpp"
-#include "posbias/tile/logit_tile.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 #include "posbias/embedding/sinusoidal.hpp"
 #include "posbias/rotation/rotary.hpp"
+#include "posbias/tile/logit_tile.hpp"
 #include "support/catch.hpp"
 #include "support/numbers.hpp"
 

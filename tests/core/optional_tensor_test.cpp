@@ -67,7 +67,7 @@ template <int Trailing>
 TensorView<const double, Trailing> wanted(const std::vector<Index>& leading,
                                           const std::array<Index, Trailing>& trailing) {
   TensorView<const double, Trailing> view;
-  view.leading = posbias::detail::Leading(leading);
+  view.leading = posbias::detail::BatchShape(leading);
   view.shape = trailing;
   return view;
 }

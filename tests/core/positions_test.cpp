@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/core/token_locations.hpp"
+#include "posbias/core/checked_positions.hpp"
 
 #include <array>
 #include <cmath>
@@ -13,16 +13,16 @@
 
 #include "support/catch.hpp"
 
-using posbias::Flags;
+using posbias::CheckedPairPositions;
+using posbias::CheckedPositions;
+using posbias::CheckedTokenMask;
 using posbias::Index;
-using posbias::PairLocations;
 using posbias::PairPositions;
 using posbias::PositionError;
 using posbias::Positions;
 using posbias::ShapeError;
-using posbias::TokenFlags;
-using posbias::TokenLocations;
-using posbias::detail::Leading;
+using posbias::TokenMask;
+using posbias::detail::BatchShape;
 using posbias_test::message_of;
 
 namespace {
@@ -37,15 +37,16 @@ static_assert(posbias::PositionTensor<Eigen::TensorMap<const Tensor<int, 2>>>);
 static_assert(!posbias::PositionTensor<Tensor<std::int64_t, 0>> && !posbias::PositionTensor<Tensor<bool, 1>>);
 static_assert(posbias::PositionTensor<Tensor<std::int16_t, 1>> && posbias::PositionTensor<Tensor<std::uint32_t, 1>>);
 static_assert(!std::is_constructible_v<Positions, std::vector<bool>> && !std::is_constructible_v<Positions, int>);
-static_assert(std::is_constructible_v<Flags, Tensor<bool, 2>> && !std::is_constructible_v<Flags, Tensor<int, 2>>);
-static_assert(!std::is_constructible_v<Flags, Tensor<bool, 0>>);
+static_assert(std::is_constructible_v<TokenMask, Tensor<bool, 2>> &&
+              !std::is_constructible_v<TokenMask, Tensor<int, 2>>);
+static_assert(!std::is_constructible_v<TokenMask, Tensor<bool, 0>>);
 
 constexpr std::int64_t two_to_62 = std::int64_t{1} << 62;
 constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
-Leading leading(std::initializer_list<Index> sizes) {
-  Leading result;
+BatchShape leading(std::initializer_list<Index> sizes) {
+  BatchShape result;
   for (const Index size : sizes) result.sizes[static_cast<std::size_t>(result.rank++)] = size;
   return result;
 }
@@ -65,25 +66,25 @@ Tensor<S, 2> rows(std::initializer_list<std::initializer_list<S>> values) {
   return tensor;
 }
 
-TokenLocations locate(const Positions& positions, Index tokens, std::initializer_list<Index> batch = {}) {
+CheckedPositions locate(const Positions& positions, Index tokens, std::initializer_list<Index> batch = {}) {
   return {{"M", "hook"}, "pos", positions, leading(batch), tokens};
 }
 
 /// Positions are referred to, not copied, so they must outlive their locations.
-TokenLocations locate(Positions&&, Index, std::initializer_list<Index> = {}) = delete;
+CheckedPositions locate(Positions&&, Index, std::initializer_list<Index> = {}) = delete;
 
 template <class Exception = PositionError>
 std::string error(const Positions& positions, Index tokens, std::initializer_list<Index> batch = {}) {
   return message_of<Exception>([&] { (void)locate(positions, tokens, batch); });
 }
 
-std::vector<std::int64_t> integers(const TokenLocations& at, Index n = 0) {
+std::vector<std::int64_t> integers(const CheckedPositions& at, Index n = 0) {
   std::vector<std::int64_t> values;
   for (Index i = 0; i < at.count(); ++i) values.push_back(at.integer(n, i));
   return values;
 }
 
-std::vector<double> reals(const TokenLocations& at, Index n = 0) {
+std::vector<double> reals(const CheckedPositions& at, Index n = 0) {
   std::vector<double> values;
   for (Index i = 0; i < at.count(); ++i) values.push_back(at.real(n, i));
   return values;
@@ -401,7 +402,7 @@ TEST_CASE("positions are regular values", "[positions]") {
 
 TEST_CASE("queries and keys have positions together or apart", "[positions]") {
   const auto pair = [](const PairPositions& at, Index queries, Index keys) {
-    return PairLocations({"M", "hook"}, at, leading({2}), queries, keys);
+    return CheckedPairPositions({"M", "hook"}, at, leading({2}), queries, keys);
   };
   SECTION("by default both start at 0") {
     const PairPositions at;
@@ -451,18 +452,18 @@ TEST_CASE("queries and keys have positions together or apart", "[positions]") {
 }
 
 TEST_CASE("flags are right-aligned and true to the left", "[positions]") {
-  const auto flags_of = [](const Flags& flags, Index n, Index tokens) {
-    const TokenFlags at({"M", "hook"}, flags, leading({2}), tokens);
+  const auto flags_of = [](const TokenMask& flags, Index n, Index tokens) {
+    const CheckedTokenMask at({"M", "hook"}, flags, leading({2}), tokens);
     std::vector<bool> values;
     for (Index l = 0; l < tokens; ++l) values.push_back(at(n, l));
     return values;
   };
   using Bools = std::vector<bool>;
-  const Flags none;
+  const TokenMask none;
   CHECK_FALSE(none.given());
   CHECK(flags_of(none, 1, 3) == Bools{true, true, true});
 
-  const Flags shared = list<bool>({false, true, false});
+  const TokenMask shared = list<bool>({false, true, false});
   CHECK(shared.given());
   CHECK(flags_of(shared, 0, 3) == Bools{false, true, false});
   CHECK(flags_of(shared, 1, 5) == Bools{true, true, false, true, false});
@@ -476,8 +477,8 @@ TEST_CASE("flags are right-aligned and true to the left", "[positions]") {
 }
 
 TEST_CASE("flags that do not fit are refused", "[positions]") {
-  const auto message = [](const Flags& flags, Index tokens, std::initializer_list<Index> batch) {
-    return message_of<ShapeError>([&] { TokenFlags({"M", "hook"}, flags, leading(batch), tokens); });
+  const auto message = [](const TokenMask& flags, Index tokens, std::initializer_list<Index> batch) {
+    return message_of<ShapeError>([&] { CheckedTokenMask({"M", "hook"}, flags, leading(batch), tokens); });
   };
   CHECK(message(list<bool>({true, true, true}), 2, {2}) == "M::hook: mask has 3 flags for 2 tokens");
   CHECK(message(rows<bool>({{true}, {true}}), 2, {3}) == "M::hook: mask has leading dimensions (2); x has (3)");

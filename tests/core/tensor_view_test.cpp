@@ -93,7 +93,7 @@ Eigen::array<Index, Rank> row_major_index(Index n) {
   return index;
 }
 
-/// Walks the view and looks every element up in the tensor, whose own indexing is the truth.
+/// Walks the view and looks every element up in the tensor, whose own indexing is the reference.
 template <int Trailing, class Tensor>
 void check_view(Tensor& tensor) {
   constexpr std::size_t rank = posbias::detail::Traits<Tensor>::rank;

@@ -42,10 +42,11 @@ struct Worst {
   Real error = 0;
   bool finite = true;
 
-  void see(double found, Real truth) {
+  void see(double found, Real reference_model) {
     finite = finite && !odd(found);
     if (finite)
-      error = std::max(error, std::abs(static_cast<Real>(found) - truth) / std::max(Real(1), std::abs(truth)));
+      error = std::max(
+          error, std::abs(static_cast<Real>(found) - reference_model) / std::max(Real(1), std::abs(reference_model)));
   }
 };
 

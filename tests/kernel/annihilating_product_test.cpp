@@ -28,11 +28,11 @@ struct Product {
   }
 
   [[nodiscard]] std::vector<S> by(const auto& product, const std::vector<S>& second) const {
-    const Index width = whole_lanes<S>(columns);
+    const Index width = round_up_to_lanes<S>(columns);
     posbias::detail::Workspace<S> packed(packed_size<S>(terms, columns));
     std::vector<S> c(static_cast<std::size_t>(rows * width), S(1));
-    product(rows, columns, terms, Factor<S>{a.data(), terms, 1},
-            pack(Factor<S>{second.data(), columns, 1}, terms, columns, packed.data()), c.data(), width);
+    product(rows, columns, terms, MatrixView<S>{a.data(), terms, 1},
+            pack(MatrixView<S>{second.data(), columns, 1}, terms, columns, packed.data()), c.data(), width);
     return c;
   }
 };
@@ -44,18 +44,18 @@ TEMPLATE_TEST_CASE("0 times anything is 0, and finite terms are the bits of the 
   constexpr std::array odd{std::numeric_limits<S>::quiet_NaN(), std::numeric_limits<S>::infinity()};
   for (const Index columns : {1, 16, 21}) {
     Product<S> p(9, 13, columns);
-    const auto usual_added = p.by(multiply<Sum::added, S>, p.b);
-    const auto usual_fresh = p.by(multiply<Sum::fresh, S>, p.b);
-    CHECK(p.by(multiply_annihilating<Sum::added, S>, p.b) == usual_added);
-    CHECK(p.by(multiply_annihilating<Sum::fresh, S>, p.b) == usual_fresh);
+    const auto usual_added = p.by(multiply<Accumulate::add, S>, p.b);
+    const auto usual_fresh = p.by(multiply<Accumulate::overwrite, S>, p.b);
+    CHECK(p.by(multiply_annihilating<Accumulate::add, S>, p.b) == usual_added);
+    CHECK(p.by(multiply_annihilating<Accumulate::overwrite, S>, p.b) == usual_fresh);
     for (const Index term : {Index{0}, Index{6}, p.terms - 1}) {
       std::vector<S> b = p.b, without = p.b;
       const auto place = static_cast<std::size_t>(term * columns + columns - 1);
       b[place] = odd[static_cast<std::size_t>(term % 2)];
       for (Index j = 0; j < columns; ++j) without[static_cast<std::size_t>(term * columns + j)] = 0;
-      const auto found = p.by(multiply_annihilating<Sum::added, S>, b);
-      const auto expected = p.by(multiply<Sum::added, S>, without);
-      const Index width = whole_lanes<S>(columns);
+      const auto found = p.by(multiply_annihilating<Accumulate::add, S>, b);
+      const auto expected = p.by(multiply<Accumulate::add, S>, without);
+      const Index width = round_up_to_lanes<S>(columns);
       for (Index i = 0; i < p.rows; ++i) {
         const bool hidden = p.a[static_cast<std::size_t>(i * p.terms + term)] == 0;
         for (Index j = 0; j < columns; ++j) {

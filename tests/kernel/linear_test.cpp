@@ -17,9 +17,9 @@ using posbias::GroupedLinear;
 using posbias::Index;
 using posbias::Linear;
 using posbias::ParameterTensor;
-using posbias::detail::Factor;
 using posbias::detail::linear_backward;
 using posbias::detail::LinearHeads;
+using posbias::detail::MatrixView;
 using posbias::detail::Random;
 using posbias_test::Numbers;
 
@@ -68,15 +68,16 @@ TEST_CASE("a head of a linear map is its outputs, token by token", "[linear]") {
       CHECK(linear.inputs() == inputs);
       CHECK(linear.outputs() == heads * features);
       const LinearHeads<double> cut(linear, heads);
-      CHECK(cut.width() == posbias::detail::whole_lanes<double>(features));
+      CHECK(cut.width() == posbias::detail::round_up_to_lanes<double>(features));
       // Tokens with gaps between them, features apart.
       Eigen::Tensor<double, 3, Eigen::RowMajor> x(tokens, inputs, 2);
       draw(x, 5);
       for (Index h = 0; h < heads; ++h) {
         std::vector<double> y(static_cast<std::size_t>(tokens * cut.width())), alone(y.size());
-        cut.apply(h, Factor<double>{x.data() + 1, 2 * inputs, 2}, tokens, y.data());
+        cut.apply(h, MatrixView<double>{x.data() + 1, 2 * inputs, 2}, tokens, y.data());
         for (Index i = 0; i < tokens; ++i) {
-          cut.apply(h, Factor<double>{x.data() + 2 * i * inputs + 1, 2 * inputs, 2}, 1, alone.data() + i * cut.width());
+          cut.apply(h, MatrixView<double>{x.data() + 2 * i * inputs + 1, 2 * inputs, 2}, 1,
+                    alone.data() + i * cut.width());
           for (Index o = 0; o < features; ++o) {
             long double expected = linear.bias(h * features + o);
             for (Index d = 0; d < inputs; ++d)

@@ -14,14 +14,14 @@
 #include "support/numbers.hpp"
 
 using posbias::Index;
-using posbias::detail::Factor;
+using posbias::detail::Accumulate;
 using posbias::detail::lanes;
+using posbias::detail::MatrixView;
 using posbias::detail::multiply;
 using posbias::detail::pack;
 using posbias::detail::packed_size;
-using posbias::detail::Panels;
-using posbias::detail::Sum;
-using posbias::detail::whole_lanes;
+using posbias::detail::PackedMatrix;
+using posbias::detail::round_up_to_lanes;
 
 namespace {
 
@@ -38,15 +38,15 @@ constexpr Index terms = 29;
 
 /// c (rows, columns) += a (rows, terms) · b (terms, columns), where b and c are row-major.
 template <class S>
-void add_product(Index rows, Index columns, Index count, Factor<S> a, const S* b, Index b_stride, S* c,
+void add_product(Index rows, Index columns, Index count, MatrixView<S> a, const S* b, Index b_stride, S* c,
                  Index c_stride) {
-  multiply<Sum::continued>(rows, columns, count, a, Panels<S>::of_rows(b, b_stride), c, c_stride);
+  multiply<Accumulate::extend>(rows, columns, count, a, PackedMatrix<S>::of_rows(b, b_stride), c, c_stride);
 }
 
 /// The same, without gaps.
 template <class S>
 std::vector<S> product(Index rows, Index columns, const S* a, const S* b, std::vector<S> c) {
-  add_product(rows, columns, terms, Factor<S>{a, terms, 1}, b, columns, c.data(), columns);
+  add_product(rows, columns, terms, MatrixView<S>{a, terms, 1}, b, columns, c.data(), columns);
   return c;
 }
 
@@ -90,7 +90,7 @@ void check_products() {
     // The columns from j on, so that each stands at every place of a lane.
     for (Index j = 0; j <= lanes<S>; ++j) {
       std::vector<S> shifted = before;
-      add_product(rows, columns - lanes<S>, terms, Factor<S>{a.data(), terms, 1}, b.data() + j, columns,
+      add_product(rows, columns - lanes<S>, terms, MatrixView<S>{a.data(), terms, 1}, b.data() + j, columns,
                   shifted.data() + j, columns);
       for (Index i = 0; i < rows; ++i)
         for (Index column = 0; column < columns; ++column) {
@@ -103,9 +103,9 @@ void check_products() {
     // The terms in two calls.
     for (const Index cut : {0, 1, 16, 28}) {
       std::vector<S> twice = before;
-      add_product(rows, columns, cut, Factor<S>{a.data(), terms, 1}, b.data(), columns, twice.data(), columns);
-      add_product(rows, columns, terms - cut, Factor<S>{a.data() + cut, terms, 1}, b.data() + cut * columns, columns,
-                  twice.data(), columns);
+      add_product(rows, columns, cut, MatrixView<S>{a.data(), terms, 1}, b.data(), columns, twice.data(), columns);
+      add_product(rows, columns, terms - cut, MatrixView<S>{a.data() + cut, terms, 1}, b.data() + cut * columns,
+                  columns, twice.data(), columns);
       CHECK(twice == c);
     }
   }
@@ -125,7 +125,7 @@ TEST_CASE("float weights packed as doubles lose nothing", "[product]") {
   std::vector<double> packed(static_cast<std::size_t>(packed_size<double>(terms, columns))), expected = packed;
   for (const bool transposed : {false, true}) {
     const auto factor = [&]<class From>(const From* data) {
-      return Factor<From>{data, transposed ? 1 : columns, transposed ? terms : 1};
+      return MatrixView<From>{data, transposed ? 1 : columns, transposed ? terms : 1};
     };
     pack(factor(weights.data()), terms, columns, packed.data());
     pack(factor(exact.data()), terms, columns, expected.data());
@@ -145,9 +145,9 @@ TEST_CASE("the first factor has strides, and can be read the other way", "[produ
   for (Index i = 0; i < rows; ++i)
     for (Index t = 0; t < terms; ++t)
       apart[static_cast<std::size_t>(2 * (t * (rows + 3) + i))] = a[static_cast<std::size_t>(i * terms + t)];
-  const Factor<float> by_row{apart.data(), 2, 2 * (rows + 3)};
-  const Factor<float> by_term{apart.data(), 2 * (rows + 3), 2};
-  for (const Factor<float>& factor : {by_row, by_term.transposed()}) {
+  const MatrixView<float> by_row{apart.data(), 2, 2 * (rows + 3)};
+  const MatrixView<float> by_term{apart.data(), 2 * (rows + 3), 2};
+  for (const MatrixView<float>& factor : {by_row, by_term.transposed()}) {
     auto c = before;
     add_product(rows, columns, terms, factor, b.data(), columns, c.data(), columns);
     CHECK(c == expected);
@@ -160,7 +160,7 @@ TEST_CASE("rows of b and c may lie apart, and what is between is left alone", "[
   const auto b = numbers<double>(terms * b_stride, 2);
   const auto before = numbers<double>(rows * c_stride, 3);
   auto c = before;
-  add_product(rows, columns, terms, Factor<double>{a.data(), terms, 1}, b.data(), b_stride, c.data(), c_stride);
+  add_product(rows, columns, terms, MatrixView<double>{a.data(), terms, 1}, b.data(), b_stride, c.data(), c_stride);
   for (Index i = 0; i < rows; ++i)
     for (Index j = 0; j < c_stride; ++j) {
       const auto at = static_cast<std::size_t>(i * c_stride + j);
@@ -178,7 +178,7 @@ TEST_CASE("a product of no rows, no columns or no terms changes nothing", "[prod
        {std::array<Index, 3>{0, lanes<double>, terms}, {9, 0, terms}, {9, lanes<double>, 0}}) {
     auto c = before;
     const auto b = numbers<double>(terms * lanes<double>, 2);
-    add_product(rows, columns, count, Factor<double>{a.data(), terms, 1}, b.data(), lanes<double>, c.data(),
+    add_product(rows, columns, count, MatrixView<double>{a.data(), terms, 1}, b.data(), lanes<double>, c.data(),
                 lanes<double>);
     CHECK(c == before);
   }
@@ -190,29 +190,30 @@ namespace {
 template <class S>
 struct Packed {
   std::vector<S> memory;
-  Panels<S> panels;
+  PackedMatrix<S> panels;
 
-  Packed(Factor<S> matrix, Index count, Index columns)
+  Packed(MatrixView<S> matrix, Index count, Index columns)
       : memory(static_cast<std::size_t>(packed_size<S>(count, columns)), S(-1e30)),
         panels(pack(matrix, count, columns, memory.data())) {}
 };
 
 /// c (rows, columns), rows padded to whole lanes, from what it was before.
-template <Sum sum, class S>
-std::vector<S> multiplied(Index rows, Index columns, Factor<S> a, Panels<S> b, std::vector<S> c, Index count = terms) {
-  multiply<sum>(rows, columns, count, a, b, c.data(), whole_lanes<S>(columns));
+template <Accumulate how, class S>
+std::vector<S> multiplied(Index rows, Index columns, MatrixView<S> a, PackedMatrix<S> b, std::vector<S> c,
+                          Index count = terms) {
+  multiply<how>(rows, columns, count, a, b, c.data(), round_up_to_lanes<S>(columns));
   return c;
 }
 
 template <class S>
-Factor<S> rows_of(const std::vector<S>& values, Index columns) {
+MatrixView<S> rows_of(const std::vector<S>& values, Index columns) {
   return {values.data(), columns, 1};
 }
 
 template <class S>
 void check_multiply(Index rows, Index columns) {
   INFO(rows << " rows, " << columns << " columns");
-  const Index padded = whole_lanes<S>(columns);
+  const Index padded = round_up_to_lanes<S>(columns);
   const auto a = numbers<S>(rows * terms, 1), b = numbers<S>(terms * columns, 2), before = numbers<S>(rows * padded, 3);
   const Packed<S> packed(rows_of(b, columns), terms, columns);
   const std::vector<S> zeros(before.size());
@@ -220,9 +221,9 @@ void check_multiply(Index rows, Index columns) {
   // All columns of c, the padding too: b is 0 there.
   std::vector<S> b_padded(static_cast<std::size_t>(terms * padded));
   for (Index t = 0; t < terms; ++t) std::copy_n(b.begin() + t * columns, columns, b_padded.begin() + t * padded);
-  const auto fresh = multiplied<Sum::fresh>(rows, columns, rows_of(a, terms), packed.panels, before);
-  const auto added = multiplied<Sum::added>(rows, columns, rows_of(a, terms), packed.panels, before);
-  const auto continued = multiplied<Sum::continued>(rows, columns, rows_of(a, terms), packed.panels, before);
+  const auto fresh = multiplied<Accumulate::overwrite>(rows, columns, rows_of(a, terms), packed.panels, before);
+  const auto added = multiplied<Accumulate::add>(rows, columns, rows_of(a, terms), packed.panels, before);
+  const auto continued = multiplied<Accumulate::extend>(rows, columns, rows_of(a, terms), packed.panels, before);
   check_values(rows, padded, a, b_padded, zeros, fresh);
   check_values(rows, padded, a, b_padded, before, added);
   check_values(rows, padded, a, b_padded, before, continued);
@@ -231,7 +232,7 @@ void check_multiply(Index rows, Index columns) {
   CHECK(continued == product(rows, padded, a.data(), b_padded.data(), before));
   CHECK(fresh == product(rows, padded, a.data(), b_padded.data(), zeros));
   const std::vector<S> nan(before.size(), std::numeric_limits<S>::quiet_NaN());
-  CHECK(multiplied<Sum::fresh>(rows, columns, rows_of(a, terms), packed.panels, nan) == fresh);
+  CHECK(multiplied<Accumulate::overwrite>(rows, columns, rows_of(a, terms), packed.panels, nan) == fresh);
   std::vector<S> sums = fresh;
   for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += before[i];
   CHECK(added == sums);
@@ -241,17 +242,17 @@ void check_multiply(Index rows, Index columns) {
     const auto row = [&](const std::vector<S>& from) {
       return std::vector<S>(from.begin() + i * padded, from.begin() + (i + 1) * padded);
     };
-    const Factor<S> of_row{a.data() + i * terms, terms, 1};
-    CHECK(multiplied<Sum::fresh>(1, columns, of_row, packed.panels, row(nan)) == row(fresh));
-    CHECK(multiplied<Sum::added>(1, columns, of_row, packed.panels, row(before)) == row(added));
-    CHECK(multiplied<Sum::continued>(1, columns, of_row, packed.panels, row(before)) == row(continued));
+    const MatrixView<S> of_row{a.data() + i * terms, terms, 1};
+    CHECK(multiplied<Accumulate::overwrite>(1, columns, of_row, packed.panels, row(nan)) == row(fresh));
+    CHECK(multiplied<Accumulate::add>(1, columns, of_row, packed.panels, row(before)) == row(added));
+    CHECK(multiplied<Accumulate::extend>(1, columns, of_row, packed.panels, row(before)) == row(continued));
   }
 
   // A column by itself, in the first place of a lane.
   for (Index j = 0; j < columns; ++j) {
     const Packed<S> column({b.data() + j, columns, 1}, terms, 1);
-    const auto alone = multiplied<Sum::fresh>(rows, 1, rows_of(a, terms), column.panels,
-                                              std::vector<S>(static_cast<std::size_t>(rows * lanes<S>)));
+    const auto alone = multiplied<Accumulate::overwrite>(rows, 1, rows_of(a, terms), column.panels,
+                                                         std::vector<S>(static_cast<std::size_t>(rows * lanes<S>)));
     for (Index i = 0; i < rows; ++i)
       if (alone[static_cast<std::size_t>(i * lanes<S>)] != fresh[static_cast<std::size_t>(i * padded + j)])
         FAIL_CHECK("column " << j << " of row " << i);
@@ -259,16 +260,16 @@ void check_multiply(Index rows, Index columns) {
 
   // From a column and a term on; the terms in two calls.
   for (Index j = 0; j < columns; j += lanes<S>) {
-    const auto rest = multiplied<Sum::fresh>(rows, columns - j, rows_of(a, terms), packed.panels.from(0, j),
-                                             std::vector<S>(static_cast<std::size_t>(rows * (padded - j))));
+    const auto rest = multiplied<Accumulate::overwrite>(rows, columns - j, rows_of(a, terms), packed.panels.from(0, j),
+                                                        std::vector<S>(static_cast<std::size_t>(rows * (padded - j))));
     for (Index i = 0; i < rows; ++i)
       CHECK(std::equal(rest.begin() + i * (padded - j), rest.begin() + (i + 1) * (padded - j),
                        fresh.begin() + i * padded + j));
   }
   for (const Index cut : {0, 1, 16, 28}) {
-    auto twice = multiplied<Sum::continued>(rows, columns, rows_of(a, terms), packed.panels, before, cut);
-    twice = multiplied<Sum::continued>(rows, columns, Factor<S>{a.data() + cut, terms, 1}, packed.panels.from(cut, 0),
-                                       twice, terms - cut);
+    auto twice = multiplied<Accumulate::extend>(rows, columns, rows_of(a, terms), packed.panels, before, cut);
+    twice = multiplied<Accumulate::extend>(rows, columns, MatrixView<S>{a.data() + cut, terms, 1},
+                                           packed.panels.from(cut, 0), twice, terms - cut);
     CHECK(twice == continued);
   }
 
@@ -277,21 +278,21 @@ void check_multiply(Index rows, Index columns) {
   for (Index i = 0; i < rows; ++i)
     for (Index t = 0; t < terms; ++t)
       apart[static_cast<std::size_t>(2 * (t * (rows + 3) + i))] = a[static_cast<std::size_t>(i * terms + t)];
-  const Factor<S> by_term{apart.data(), 2 * (rows + 3), 2};
-  CHECK(multiplied<Sum::fresh>(rows, columns, by_term.transposed(), packed.panels, nan) == fresh);
+  const MatrixView<S> by_term{apart.data(), 2 * (rows + 3), 2};
+  CHECK(multiplied<Accumulate::overwrite>(rows, columns, by_term.transposed(), packed.panels, nan) == fresh);
 
   // The second factor from a matrix with gaps, and from its transposed.
   std::vector<S> wide(static_cast<std::size_t>(2 * columns * (terms + 1)), S(1e30));
   for (Index j = 0; j < columns; ++j)
     for (Index t = 0; t < terms; ++t)
       wide[static_cast<std::size_t>(2 * (j * (terms + 1) + t))] = b[static_cast<std::size_t>(t * columns + j)];
-  const Factor<S> by_column{wide.data(), 2 * (terms + 1), 2};
+  const MatrixView<S> by_column{wide.data(), 2 * (terms + 1), 2};
   CHECK(Packed<S>(by_column.transposed(), terms, columns).memory == packed.memory);
 
   // No terms: nothing, or zeros.
-  CHECK(multiplied<Sum::fresh>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == zeros);
-  CHECK(multiplied<Sum::added>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == before);
-  CHECK(multiplied<Sum::continued>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == before);
+  CHECK(multiplied<Accumulate::overwrite>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == zeros);
+  CHECK(multiplied<Accumulate::add>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == before);
+  CHECK(multiplied<Accumulate::extend>(rows, columns, rows_of(a, terms), packed.panels, before, 0) == before);
 }
 
 }  // namespace
@@ -308,8 +309,8 @@ TEST_CASE("long sums lose less where they are added", "[product]") {
   const std::vector<float> a(8, 1.0F), b(8, 1.0F);
   const Packed<float> packed(rows_of(b, 1), 8, 1);
   const std::vector<float> before(static_cast<std::size_t>(lanes<float>), 0x1p24F);
-  CHECK(multiplied<Sum::added>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F + 8);
-  CHECK(multiplied<Sum::continued>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F);
+  CHECK(multiplied<Accumulate::add>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F + 8);
+  CHECK(multiplied<Accumulate::extend>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F);
 }
 
 TEST_CASE("a packed matrix is lanes of columns, term after term, zeros behind the last", "[product]") {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "laws/module_subject.hpp"
+#include "laws/module_under_test_of.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 #include "posbias/core/compose.hpp"
@@ -16,34 +16,35 @@ using posbias::RelativePositionBias;
 using posbias::Rotary;
 using posbias::Sinusoidal;
 
-using Divisor = std::function<Real(const Truth::Parameters&)>;
+using Divisor = std::function<Real(const ReferenceModel::Parameters&)>;
 
 Divisor learned(const std::string& name) {
-  return [=](const Truth::Parameters& w) { return reference::learned_divisor(w.at(name)[0]); };
+  return [=](const ReferenceModel::Parameters& w) { return reference::learned_divisor(w.at(name)[0]); };
 }
 
 auto rotation(const Divisor& divisor) {
-  return [=](std::span<Real> head, Real p, const Truth::Parameters& w) {
+  return [=](std::span<Real> head, Real p, const ReferenceModel::Parameters& w) {
     reference::rotate(head, p, divisor(w), {.H = 8, .rotated = 8});
   };
 }
 
 auto alibi(const Divisor& divisor) {
-  return [=, slopes = reference::alibi_slopes(3)](const Truth::Logit& at, const Truth::Parameters& w) {
-    return reference::alibi(slopes[static_cast<std::size_t>(at.h)], at.q, at.k, divisor(w));
-  };
+  return
+      [=, slopes = reference::alibi_slopes(3)](const ReferenceModel::Logit& at, const ReferenceModel::Parameters& w) {
+        return reference::alibi(slopes[static_cast<std::size_t>(at.h)], at.q, at.k, divisor(w));
+      };
 }
 
-Truth one_of_each() {
-  const Divisor one = [](const Truth::Parameters&) { return Real(1); };
-  return {.addend = [](Real p, const Truth::Parameters&) { return reference::sinusoid(p, 1, 8, false); },
+ReferenceModel one_of_each() {
+  const Divisor one = [](const ReferenceModel::Parameters&) { return Real(1); };
+  return {.addend = [](Real p, const ReferenceModel::Parameters&) { return reference::sinusoid(p, 1, 8, false); },
           .change_query = rotation(one),
           .change_key = rotation(one),
           .bias = alibi(one)};
 }
 
-Truth biases_and_rotation() {
-  const auto t5 = [](const Truth::Logit& at, const Truth::Parameters& w) {
+ReferenceModel biases_and_rotation() {
+  const auto t5 = [](const ReferenceModel::Logit& at, const ReferenceModel::Parameters& w) {
     const std::int64_t bucket = reference::t5_bucket(static_cast<std::int64_t>(at.k - at.q), {});
     return w.at("1.relative_attention_bias.weight")[static_cast<std::size_t>(bucket * 3 + at.h)];
   };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 
-#include "laws/module_subject.hpp"
-#include "laws/truths.hpp"
+#include "laws/module_under_test_of.hpp"
+#include "laws/reference_models.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
 
 namespace posbias_test {
@@ -17,7 +17,7 @@ const bool added_disentangled_bias[] = {
         []<class S>() {
           return DisentangledBias<S>({.n_heads = 3, .head_dim = 8, .n_positions = 9, .position_size = 2}, 1);
         },
-        truths::disentangled_bias({.n_positions = 9, .scale = 1 / std::sqrt(Real(8))})),
+        reference_models::disentangled_bias({.n_positions = 9, .scale = 1 / std::sqrt(Real(8))})),
     add_case(
         "DisentangledBias as in the paper, scaled, one projection",
         []<class S>() {
@@ -30,7 +30,7 @@ const bool added_disentangled_bias[] = {
                                       .index = DisentangledIndex::paper},
                                      2);
         },
-        truths::disentangled_bias({.n_positions = 4, .scale = 0.75L, .c2p_sign = 1}), 2),
+        reference_models::disentangled_bias({.n_positions = 4, .scale = 0.75L, .c2p_sign = 1}), 2),
 };
 
 }  // namespace

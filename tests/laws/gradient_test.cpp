@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "laws/subject.hpp"
+#include "laws/module_under_test.hpp"
 #include "support/catch.hpp"
 
 using namespace posbias_test;
@@ -19,9 +19,10 @@ namespace {
 using Values = std::vector<double>;
 
 /// Weights of a loss: numbers, and 0 where the mask blocks (-inf), which does not move.
-Bundle<double> loss_weights(const Subject<double>& subject, Bundle<double> in, const Scene& scene) {
-  Bundle<double> weights = Bundle<double>::numbers(in.shape, 2);
-  subject.forward(in, scene, {.leading = {in.shape.B}});
+HookInputs<double> loss_weights(const ModuleUnderTest<double>& tested, HookInputs<double> in,
+                                const PositionCase& position_case) {
+  HookInputs<double> weights = HookInputs<double>::numbers(in.shape, 2);
+  tested.forward(in, position_case, {.leading = {in.shape.B}});
   for (std::size_t i = 0; i < in.mask.size(); ++i)
     if (std::isinf(in.mask[i])) weights.mask[i] = 0;
   return weights;
@@ -33,11 +34,12 @@ struct Loss {
 };
 
 /// Sum of weight times value over all outputs.
-Loss loss(const Subject<double>& subject, Bundle<double> bundle, const Scene& scene, Bundle<double> weights) {
-  subject.forward(bundle, scene, {.leading = {bundle.shape.B}});
+Loss loss(const ModuleUnderTest<double>& tested, HookInputs<double> inputs, const PositionCase& position_case,
+          HookInputs<double> weights) {
+  tested.forward(inputs, position_case, {.leading = {inputs.shape.B}});
   Loss result;
   std::vector<const Values*> outputs;
-  bundle.for_each([&](const Values& values) { outputs.push_back(&values); });
+  inputs.for_each([&](const Values& values) { outputs.push_back(&values); });
   auto output = outputs.begin();
   weights.for_each([&](const Values& weight) {
     const Values& values = **output++;
@@ -58,19 +60,19 @@ double derivative(const F& f, double step) {
 }
 
 struct Gradients {
-  Bundle<double> inputs;
+  HookInputs<double> inputs;
   Named<double> parameters;
 };
 
-Gradients gradients_of(const Subject<double>& subject, Bundle<double> in, const Scene& scene,
-                       const Bundle<double>& weights) {
-  subject.forward(in, scene, {.leading = {in.shape.B}});
-  Gradients result{weights, subject.zero_gradients()};
-  subject.backward(result.inputs, in, scene, {.leading = {in.shape.B}}, result.parameters);
+Gradients gradients_of(const ModuleUnderTest<double>& tested, HookInputs<double> in, const PositionCase& position_case,
+                       const HookInputs<double>& weights) {
+  tested.forward(in, position_case, {.leading = {in.shape.B}});
+  Gradients result{weights, tested.zero_gradients()};
+  tested.backward(result.inputs, in, position_case, {.leading = {in.shape.B}}, result.parameters);
   return result;
 }
 
-double dot(Bundle<double> a, Bundle<double> b) {
+double dot(HookInputs<double> a, HookInputs<double> b) {
   double sum = 0;
   std::vector<const Values*> others;
   b.for_each([&](const Values& values) { others.push_back(&values); });
@@ -82,7 +84,7 @@ double dot(Bundle<double> a, Bundle<double> b) {
   return sum;
 }
 
-Bundle<double> moved(Bundle<double> from, Bundle<double> direction, double by) {
+HookInputs<double> moved(HookInputs<double> from, HookInputs<double> direction, double by) {
   std::vector<const Values*> steps;
   direction.for_each([&](const Values& values) { steps.push_back(&values); });
   auto step = steps.begin();
@@ -132,13 +134,15 @@ std::vector<Direction> all_at_once(const Named<double>& zero) {
   return all;
 }
 
-/// Hundreds of entries, one after another, take long: those that have as many are moved entry by entry in one scene of
+/// Hundreds of entries, one after another, take long: those that have as many are moved entry by entry in one case of
 /// each way to find relative positions, and at once in all others.
-std::vector<Direction> directions(const Scene& scene, const Named<double>& gradients, const Named<double>& zero) {
+std::vector<Direction> directions(const PositionCase& position_case, const Named<double>& gradients,
+                                  const Named<double>& zero) {
   std::ptrdiff_t entries = 0;
   for (const auto& [name, values] : gradients)
     entries += std::count_if(values.begin(), values.end(), [](double value) { return value != 0; });
-  const bool each = scene.name == "range" || scene.name == "packed rows" || scene.name == "reals that do not repeat";
+  const bool each = position_case.name == "range" || position_case.name == "packed rows" ||
+                    position_case.name == "reals that do not repeat";
   return each || entries <= 150 ? entry_by_entry(gradients, zero) : all_at_once(zero);
 }
 
@@ -150,10 +154,12 @@ double dot(const Named<double>& a, const Named<double>& b) {
 }
 
 /// Sines turn too fast for differences where angles are large, and so do the bends of an MLP.
-bool can_be_differenced(const Case<double>& law_case, const Scene& scene) {
-  const Truth& truth = law_case.truth;
-  if (!truth.addend && !truth.change_query && !truth.change_key && !truth.relative) return true;
-  return scene.furthest() < 320;
+bool can_be_differenced(const Case<double>& law_case, const PositionCase& position_case) {
+  const ReferenceModel& reference_model = law_case.reference_model;
+  if (!reference_model.addend && !reference_model.change_query && !reference_model.change_key &&
+      !reference_model.relative)
+    return true;
+  return position_case.furthest() < 320;
 }
 
 }  // namespace
@@ -163,19 +169,20 @@ TEST_CASE("every adjoint is the adjoint of its hook", "[laws][gradients]") {
   for (const Case<double>& law_case : cases<double>()) {
     DYNAMIC_SECTION(law_case.name) {
       for (const Shape& shape : {law_case.small(), law_case.square()}) {
-        const Bundle<double> in = Bundle<double>::numbers(shape);
-        for (const Scene& scene : law_case.scenes(shape)) {
-          INFO(scene.name);
-          const Bundle<double> weights = loss_weights(*law_case.subject, in, scene);
-          const Gradients gradients = gradients_of(*law_case.subject, in, scene, weights);
+        const HookInputs<double> in = HookInputs<double>::numbers(shape);
+        for (const PositionCase& position_case : law_case.position_cases(shape)) {
+          INFO(position_case.name);
+          const HookInputs<double> weights = loss_weights(*law_case.tested, in, position_case);
+          const Gradients gradients = gradients_of(*law_case.tested, in, position_case, weights);
           for (std::uint64_t seed = 3; seed < 6; ++seed) {
-            const auto direction = Bundle<double>::numbers(shape, seed);
+            const auto direction = HookInputs<double>::numbers(shape, seed);
             // The hooks are linear in x, and at most quadratic in q and k: differences of fourth order are exact.
             const double along = derivative(
-                [&](double t) { return loss(*law_case.subject, moved(in, direction, t), scene, weights).sum; }, 0.5);
+                [&](double t) { return loss(*law_case.tested, moved(in, direction, t), position_case, weights).sum; },
+                0.5);
             const double expected = dot(direction, gradients.inputs);
             const double scale = std::sqrt(dot(direction, direction) * dot(weights, weights));
-            const double magnitude = static_cast<double>(loss(*law_case.subject, in, scene, weights).magnitude);
+            const double magnitude = static_cast<double>(loss(*law_case.tested, in, position_case, weights).magnitude);
             CHECK(std::abs(along - expected) <= 1e-12 * scale + 8 * 0x1p-53 * magnitude);
           }
         }
@@ -191,18 +198,18 @@ TEST_CASE("every entry's gradient is its own", "[laws][gradients][again]") {
       Shape shape = law_case.small();
       shape.L1 = 2;
       shape.L2 = 3;
-      const Bundle<double> in = Bundle<double>::numbers(shape);
-      const Scene scene{"apart", Where::listed(2, 2, [](Index n, Index i) { return 100 + 11 * n + 3 * i; }),
-                        Where::range(101)};
-      const Bundle<double> weights = loss_weights(*law_case.subject, in, scene);
-      const Gradients gradients = gradients_of(*law_case.subject, in, scene, weights);
-      const auto check = [&](Values Bundle<double>::*tensor, const char* name) {
+      const HookInputs<double> in = HookInputs<double>::numbers(shape);
+      const PositionCase position_case{
+          "apart", Where::listed(2, 2, [](Index n, Index i) { return 100 + 11 * n + 3 * i; }), Where::range(101)};
+      const HookInputs<double> weights = loss_weights(*law_case.tested, in, position_case);
+      const Gradients gradients = gradients_of(*law_case.tested, in, position_case, weights);
+      const auto check = [&](Values HookInputs<double>::*tensor, const char* name) {
         for (std::size_t i = 0; i < (in.*tensor).size(); ++i) {
           const double slope = derivative(
               [&](double t) {
-                Bundle<double> changed = in;
+                HookInputs<double> changed = in;
                 (changed.*tensor)[i] += t;
-                return loss(*law_case.subject, changed, scene, weights).sum;
+                return loss(*law_case.tested, changed, position_case, weights).sum;
               },
               0.5);
           const double expected = (gradients.inputs.*tensor)[i];
@@ -210,10 +217,10 @@ TEST_CASE("every entry's gradient is its own", "[laws][gradients][again]") {
             FAIL_CHECK(name << "[" << i << "]: " << expected << ", by differences " << slope);
         }
       };
-      check(&Bundle<double>::x, "x");
-      check(&Bundle<double>::q, "q");
-      check(&Bundle<double>::k, "k");
-      check(&Bundle<double>::v, "v");
+      check(&HookInputs<double>::x, "x");
+      check(&HookInputs<double>::q, "q");
+      check(&HookInputs<double>::k, "k");
+      check(&HookInputs<double>::v, "v");
       CHECK(same_bits(gradients.inputs.mask, weights.mask));
     }
   }
@@ -223,17 +230,17 @@ TEST_CASE("every parameter's gradient is that of differences", "[laws][gradients
   for (const Case<double>& law_case : cases<double>()) {
     DYNAMIC_SECTION(law_case.name) {
       const Shape shape = law_case.small();
-      const Bundle<double> in = Bundle<double>::numbers(shape);
+      const HookInputs<double> in = HookInputs<double>::numbers(shape);
       int compared = 0;
-      for (const Scene& scene : law_case.scenes(shape)) {
-        if (!can_be_differenced(law_case, scene)) continue;
-        INFO(scene.name);
-        const Bundle<double> weights = loss_weights(*law_case.subject, in, scene);
-        const Gradients gradients = gradients_of(*law_case.subject, in, scene, weights);
-        const auto subject = law_case.subject->copy();
-        const Named<double> parameters = subject->parameters();
+      for (const PositionCase& position_case : law_case.position_cases(shape)) {
+        if (!can_be_differenced(law_case, position_case)) continue;
+        INFO(position_case.name);
+        const HookInputs<double> weights = loss_weights(*law_case.tested, in, position_case);
+        const Gradients gradients = gradients_of(*law_case.tested, in, position_case, weights);
+        const auto tested = law_case.tested->copy();
+        const Named<double> parameters = tested->parameters();
         double total = 0;
-        for (const Direction& direction : directions(scene, gradients.parameters, subject->zero_gradients())) {
+        for (const Direction& direction : directions(position_case, gradients.parameters, tested->zero_gradients())) {
           const double slope = derivative(
               [&](double t) {
                 Named<double> changed = parameters;
@@ -241,8 +248,8 @@ TEST_CASE("every parameter's gradient is that of differences", "[laws][gradients
                   const Values& along = direction.values.at(name);
                   for (std::size_t i = 0; i < values.size(); ++i) values[i] += t * along[i];
                 }
-                subject->set_parameters(changed);
-                return loss(*subject, in, scene, weights).sum;
+                tested->set_parameters(changed);
+                return loss(*tested, in, position_case, weights).sum;
               },
               0x1p-12);
           const double expected = dot(direction.values, gradients.parameters);
@@ -252,7 +259,7 @@ TEST_CASE("every parameter's gradient is that of differences", "[laws][gradients
         }
         if (total > 0) ++compared;
       }
-      if (!law_case.subject->parameters().empty()) CHECK(compared >= 10);
+      if (!law_case.tested->parameters().empty()) CHECK(compared >= 10);
     }
   }
 }
@@ -262,20 +269,20 @@ TEMPLATE_TEST_CASE("gradients of parameters add up", "[laws][gradients]", POSBIA
   for (const Case<S>& law_case : cases<S>()) {
     DYNAMIC_SECTION(law_case.name) {
       const Shape shape = law_case.small();
-      for (const Scene& scene : law_case.scenes(shape)) {
-        INFO(scene.name);
-        Bundle<S> out = Bundle<S>::numbers(shape);
-        law_case.subject->forward(out, scene, {.leading = {shape.B}});
+      for (const PositionCase& position_case : law_case.position_cases(shape)) {
+        INFO(position_case.name);
+        HookInputs<S> out = HookInputs<S>::numbers(shape);
+        law_case.tested->forward(out, position_case, {.leading = {shape.B}});
         const auto add_to = [&](Named<S>& gradients) {
-          Bundle<S> weights = Bundle<S>::numbers(shape, 2);
-          law_case.subject->backward(weights, out, scene, {.leading = {shape.B}}, gradients);
+          HookInputs<S> weights = HookInputs<S>::numbers(shape, 2);
+          law_case.tested->backward(weights, out, position_case, {.leading = {shape.B}}, gradients);
           return weights;
         };
-        Named<S> once = law_case.subject->zero_gradients();
-        const Bundle<S> first = add_to(once);
+        Named<S> once = law_case.tested->zero_gradients();
+        const HookInputs<S> first = add_to(once);
         Named<S> twice = once;
         CHECK(differing(add_to(twice), first) == "");
-        Named<S> from_five = law_case.subject->zero_gradients();
+        Named<S> from_five = law_case.tested->zero_gradients();
         for (auto& [name, values] : from_five)
           for (S& value : values) value = 5;
         add_to(from_five);
@@ -299,34 +306,34 @@ TEST_CASE("gradients in float are those in double, rounded", "[laws][gradients]"
     const Case<float>& single = cases<float>()[c];
     const Case<double>& twice = cases<double>()[c];
     DYNAMIC_SECTION(single.name) {
-      const auto exact = twice.subject->copy();
+      const auto exact = twice.tested->copy();
       Named<double> parameters;
-      for (const auto& [name, values] : single.subject->parameters())
+      for (const auto& [name, values] : single.tested->parameters())
         parameters[name] = Values(values.begin(), values.end());
       exact->set_parameters(parameters);
       for (const Shape& shape : {single.small(), single.large()})
-        for (const Scene& scene : single.scenes(shape)) {
-          INFO(scene.name << ", L1 = " << shape.L1);
-          Bundle<float> out = Bundle<float>::numbers(shape);
-          Bundle<double> exact_out = Bundle<double>::numbers(shape);
-          single.subject->forward(out, scene, {.leading = {shape.B}});
-          exact->forward(exact_out, scene, {.leading = {shape.B}});
-          Bundle<float> inputs = Bundle<float>::numbers(shape, 2);
-          Bundle<double> exact_inputs = Bundle<double>::numbers(shape, 2);
-          Named<float> gradients = single.subject->zero_gradients();
+        for (const PositionCase& position_case : single.position_cases(shape)) {
+          INFO(position_case.name << ", L1 = " << shape.L1);
+          HookInputs<float> out = HookInputs<float>::numbers(shape);
+          HookInputs<double> exact_out = HookInputs<double>::numbers(shape);
+          single.tested->forward(out, position_case, {.leading = {shape.B}});
+          exact->forward(exact_out, position_case, {.leading = {shape.B}});
+          HookInputs<float> inputs = HookInputs<float>::numbers(shape, 2);
+          HookInputs<double> exact_inputs = HookInputs<double>::numbers(shape, 2);
+          Named<float> gradients = single.tested->zero_gradients();
           Named<double> exact_gradients = exact->zero_gradients();
-          single.subject->backward(inputs, out, scene, {.leading = {shape.B}}, gradients);
-          exact->backward(exact_inputs, exact_out, scene, {.leading = {shape.B}}, exact_gradients);
+          single.tested->backward(inputs, out, position_case, {.leading = {shape.B}}, gradients);
+          exact->backward(exact_inputs, exact_out, position_case, {.leading = {shape.B}}, exact_gradients);
 
           std::vector<const Values*> expected;
           exact_inputs.for_each([&](const Values& values) { expected.push_back(&values); });
           auto next = expected.begin();
           inputs.for_each([&](const std::vector<float>& values) {
-            const Values& truth = **next++;
+            const Values& reference_model = **next++;
             double worst = 0, largest = 1;
             for (std::size_t i = 0; i < values.size(); ++i) {
-              worst = std::max(worst, std::abs(static_cast<double>(values[i]) - truth[i]));
-              largest = std::max(largest, std::abs(truth[i]));
+              worst = std::max(worst, std::abs(static_cast<double>(values[i]) - reference_model[i]));
+              largest = std::max(largest, std::abs(reference_model[i]));
             }
             CHECK(worst <= 1e-6 * largest);
           });

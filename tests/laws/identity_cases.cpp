@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "laws/module_subject.hpp"
+#include "laws/module_under_test_of.hpp"
 #include "posbias/core/module.hpp"
 
 namespace posbias_test {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "laws/module_subject.hpp"
-#include "laws/truths.hpp"
+#include "laws/module_under_test_of.hpp"
+#include "laws/reference_models.hpp"
 #include "posbias/embedding/learned_vocab.hpp"
 
 namespace posbias_test {
@@ -8,12 +8,12 @@ namespace {
 
 using posbias::LearnedVocab;
 
-/// As long as the laws' own positions and most scenes need.
+/// As long as the laws' own positions and most cases need.
 constexpr Index max_seq_len = 311;
 
 const bool added_learned_vocab = add_case(
     "LearnedVocab", []<class S>() { return LearnedVocab<S>({.dim = 8, .max_seq_len = max_seq_len}, 3); },
-    truths::learned_vocab(8, max_seq_len));
+    reference_models::learned_vocab(8, max_seq_len));
 
 }  // namespace
 }  // namespace posbias_test

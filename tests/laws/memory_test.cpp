@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "laws/subject.hpp"
+#include "laws/module_under_test.hpp"
 #include "support/catch.hpp"
 
 using namespace posbias_test;
@@ -16,7 +16,7 @@ using posbias::Positions;
 namespace {
 
 /// Positions of every kind that the library tells apart, of those that the module takes.
-std::vector<std::pair<std::string, Positions>> kinds(const Truth& truth, Index length) {
+std::vector<std::pair<std::string, Positions>> kinds(const ReferenceModel& reference_model, Index length) {
   const auto listed = [&](auto position) {
     Eigen::Tensor<decltype(position(Index())), 1> ids(length);
     for (Index i = 0; i < length; ++i) ids(i) = position(i);
@@ -24,10 +24,10 @@ std::vector<std::pair<std::string, Positions>> kinds(const Truth& truth, Index l
   };
   std::vector<std::pair<std::string, Positions>> all{
       {"default", {}}, {"packed", listed([](Index i) -> std::int64_t { return i % 50; })}};
-  if (truth.ids_below) return all;
+  if (reference_model.ids_below) return all;
   all.emplace_back("far clusters",
                    listed([](Index i) -> std::int64_t { return i / 2 + i % 2 * (std::int64_t{1} << 40); }));
-  if (truth.integers_only) return all;
+  if (reference_model.integers_only) return all;
   all.emplace_back("half-integers", listed([](Index i) { return static_cast<double>(i) + 0.5; }));
   all.emplace_back("reals that do not repeat", listed([](Index i) { return std::sqrt(static_cast<double>(i)); }));
   return all;
@@ -35,8 +35,8 @@ std::vector<std::pair<std::string, Positions>> kinds(const Truth& truth, Index l
 
 template <class S>
 double peak(const Case<S>& law_case, Index length, const Positions& positions) {
-  const Bundle<S> bundle({1, law_case.heads, length, length, 8, 8});
-  return static_cast<double>(law_case.subject->peak_bytes(bundle, positions));
+  const HookInputs<S> inputs({1, law_case.heads, length, length, 8, 8});
+  return static_cast<double>(law_case.tested->peak_bytes(inputs, positions));
 }
 
 }  // namespace
@@ -45,7 +45,7 @@ TEMPLATE_TEST_CASE("hooks use no memory proportional to L1·L2", "[laws][memory]
   const Index length = 150;
   double all = 0;
   for (const Case<TestType>& law_case : cases<TestType>()) {
-    const auto some = kinds(law_case.truth, length), twice = kinds(law_case.truth, 2 * length);
+    const auto some = kinds(law_case.reference_model, length), twice = kinds(law_case.reference_model, 2 * length);
     for (std::size_t kind = 0; kind < some.size(); ++kind) {
       INFO(law_case.name << ", " << some[kind].first);
       const double used = peak(law_case, length, some[kind].second);

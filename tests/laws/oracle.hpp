@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Whether what a module's hooks made of a bundle is what the oracle says; a hook that it does not use is the identity.
+/// Whether what a module's hooks made of a set of inputs is what the oracle says; a hook that it does not use is the identity.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "laws/subject.hpp"
+#include "laws/module_under_test.hpp"
 
 namespace posbias_test {
 
@@ -36,8 +36,13 @@ template <class S>
 class Oracle {
  public:
   /// All hooks of a module with these parameters turned `in` into `out`.
-  Oracle(const Truth& truth, const Named<S>& parameters, const Scene& scene, const Bundle<S>& in, Bundle<S> out)
-      : truth_(truth), scene_(scene), in_(in), shape_(in.shape), out_(std::move(out)) {
+  Oracle(const ReferenceModel& reference_model, const Named<S>& parameters, const PositionCase& position_case,
+         const HookInputs<S>& in, HookInputs<S> out)
+      : reference_model_(reference_model),
+        position_case_(position_case),
+        in_(in),
+        shape_(in.shape),
+        out_(std::move(out)) {
     for (const auto& [name, values] : parameters) parameters_[name] = as_reals(values);
   }
 
@@ -45,22 +50,24 @@ class Oracle {
   std::string difference() {
     if (!same_bits(out_.v, in_.v)) return "v is not untouched";
     check_x();
-    check_heads("q", in_.q, out_.q, shape_.L1, scene_.q, truth_.change_query, truth_.query_addend);
-    check_heads("k", in_.k, out_.k, shape_.L2, scene_.k, truth_.change_key, {});
+    check_heads("q", in_.q, out_.q, shape_.L1, position_case_.q, reference_model_.change_query,
+                reference_model_.query_addend);
+    check_heads("k", in_.k, out_.k, shape_.L2, position_case_.k, reference_model_.change_key, {});
     check_mask();
     return difference_;
   }
 
  private:
   void check_x() {
-    if (!truth_.addend && !same_bits(in_.x, out_.x)) return differs("x is not untouched");
-    if (!truth_.addend) return;
+    if (!reference_model_.addend && !same_bits(in_.x, out_.x)) return differs("x is not untouched");
+    if (!reference_model_.addend) return;
     for (Index n = 0; n < shape_.B; ++n)
       for (Index l = 0; l < shape_.L1; ++l) {
-        const auto p = scene_.q.at(n, l, shape_.L1);
-        const bool encoded = p && scene_.flag(n, l, shape_.L1);
-        const auto row = encoded ? truth_.addend(*p, parameters_) : std::vector<Real>();
-        const Real terms = encoded && truth_.addend_terms ? truth_.addend_terms(*p, parameters_) : 0;
+        const auto p = position_case_.q.at(n, l, shape_.L1);
+        const bool encoded = p && position_case_.flag(n, l, shape_.L1);
+        const auto row = encoded ? reference_model_.addend(*p, parameters_) : std::vector<Real>();
+        const Real terms =
+            encoded && reference_model_.addend_terms ? reference_model_.addend_terms(*p, parameters_) : 0;
         for (Index f = 0; f < shape_.D; ++f) {
           const auto i = static_cast<std::size_t>((n * shape_.L1 + l) * shape_.D + f);
           const Real before = in_.x[i];
@@ -77,7 +84,7 @@ class Oracle {
 
   template <class Change>
   void check_heads(const char* name, const std::vector<S>& in, const std::vector<S>& out, Index tokens,
-                   const Where& where, const Change& change, const decltype(Truth::query_addend)& addend) {
+                   const Where& where, const Change& change, const decltype(ReferenceModel::query_addend)& addend) {
     if (!change && !addend && !same_bits(in, out)) return differs(std::string(name) + " is not untouched");
     if (!change && !addend) return;
     for (Index n = 0; n < shape_.B; ++n)
@@ -101,8 +108,8 @@ class Oracle {
   }
 
   void check_mask() {
-    if (!truth_.bias && !same_bits(in_.mask, out_.mask)) return differs("mask is not untouched");
-    if (!truth_.bias) return;
+    if (!reference_model_.bias && !same_bits(in_.mask, out_.mask)) return differs("mask is not untouched");
+    if (!reference_model_.bias) return;
     const std::vector<Real> query = as_reals(out_.q);
     const std::vector<Real> key = as_reals(out_.k);
     const auto head = [&](const std::vector<Real>& from, Index tokens, Index n, Index l, Index h) {
@@ -114,22 +121,22 @@ class Oracle {
       for (Index h = 0; h < shape_.NH; ++h)
         for (Index i = 0; i < shape_.L1; ++i)
           for (Index j = 0; j < shape_.L2; ++j, ++place) {
-            const auto q = scene_.q.at(n, i, shape_.L1);
-            const auto k = scene_.k.at(n, j, shape_.L2);
+            const auto q = position_case_.q.at(n, i, shape_.L1);
+            const auto k = position_case_.k.at(n, j, shape_.L2);
             const Real before = in_.mask[place];
             if (!q || !k) {
               check("mask without position", place, out_.mask[place], before, 0);
               continue;
             }
-            const Truth::Logit at{
+            const ReferenceModel::Logit at{
                 static_cast<int>(h), *q, *k, head(query, shape_.L1, n, i, h), head(key, shape_.L2, n, j, h),
                 relative(*q - *k)};
-            const Real bias = truth_.bias(at, parameters_);
-            const Real terms = truth_.bias_terms ? truth_.bias_terms(at, parameters_) : 0;
+            const Real bias = reference_model_.bias(at, parameters_);
+            const Real terms = reference_model_.bias_terms ? reference_model_.bias_terms(at, parameters_) : 0;
             Real expected = before + bias;
             Real allowed = roundings<S> * rounding<S> * (std::abs(before) + std::abs(bias)) + sum_error(terms) +
                            terms * angle_error((*q - *k) / angle_divisor());
-            for (const auto& further : truth_.further_biases) {
+            for (const auto& further : reference_model_.further_biases) {
               const Real next = further(at, parameters_);
               allowed += roundings<S> * rounding<S> * (std::abs(expected) + std::abs(next));
               expected += next;
@@ -139,12 +146,14 @@ class Oracle {
   }
 
   const reference::Row& relative(Real q_minus_k) {
-    const auto [found, is_new] = relative_.try_emplace(truth_.relative ? q_minus_k : 0);
-    if (is_new && truth_.relative) found->second = truth_.relative(q_minus_k, parameters_);
+    const auto [found, is_new] = relative_.try_emplace(reference_model_.relative ? q_minus_k : 0);
+    if (is_new && reference_model_.relative) found->second = reference_model_.relative(q_minus_k, parameters_);
     return found->second;
   }
 
-  Real sum_error(Real terms) const { return 8 * (truth_.sums_in_scalar ? rounding<S> : rounding<double>)*terms; }
+  Real sum_error(Real terms) const {
+    return 8 * (reference_model_.sums_in_scalar ? rounding<S> : rounding<double>)*terms;
+  }
 
   void check(const char* what, std::size_t place, S value, Real expected, Real tolerance) {
     const bool overflows = std::abs(expected) + tolerance > static_cast<Real>(std::numeric_limits<S>::max());
@@ -161,14 +170,14 @@ class Oracle {
     if (difference_.empty()) difference_ = text;
   }
 
-  Real angle_divisor() const { return truth_.angle_divisor(parameters_); }
+  Real angle_divisor() const { return reference_model_.angle_divisor(parameters_); }
 
-  const Truth& truth_;
-  const Scene& scene_;
-  const Bundle<S>& in_;
+  const ReferenceModel& reference_model_;
+  const PositionCase& position_case_;
+  const HookInputs<S>& in_;
   Shape shape_;
-  Bundle<S> out_;
-  Truth::Parameters parameters_;
+  HookInputs<S> out_;
+  ReferenceModel::Parameters parameters_;
   std::map<Real, reference::Row> relative_;  // by q - k
   std::string difference_;
 };

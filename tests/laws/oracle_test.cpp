@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "laws/module_under_test.hpp"
 #include "laws/oracle.hpp"
-#include "laws/subject.hpp"
 #include "support/catch.hpp"
 #include "support/modules.hpp"
 
@@ -17,20 +17,21 @@ namespace {
 
 /// What the oracle finds wrong with a module, or nothing.
 template <class S>
-std::string difference(const Case<S>& law_case, const Scene& scene, const Bundle<S>& in) {
-  Bundle<S> out = in;
-  law_case.subject->forward(out, scene, {.leading = {in.shape.B}});
-  return Oracle<S>(law_case.truth, law_case.subject->parameters(), scene, in, std::move(out)).difference();
+std::string difference(const Case<S>& law_case, const PositionCase& position_case, const HookInputs<S>& in) {
+  HookInputs<S> out = in;
+  law_case.tested->forward(out, position_case, {.leading = {in.shape.B}});
+  return Oracle<S>(law_case.reference_model, law_case.tested->parameters(), position_case, in, std::move(out))
+      .difference();
 }
 
 template <class S>
-void check_scenes(const Case<S>& law_case, const Shape& shape) {
-  const std::vector<Scene> all = law_case.scenes(shape);
+void check_position_cases(const Case<S>& law_case, const Shape& shape) {
+  const std::vector<PositionCase> all = law_case.position_cases(shape);
   REQUIRE(all.size() >= (shape.L1 < 50 ? 15U : 8U));
-  for (const Scene& scene : all) {
-    INFO(scene.name);
-    CHECK(difference(law_case, scene, Bundle<S>::numbers(shape)) == "");
-    if (shape.L1 < 10) CHECK(difference(law_case, scene, Bundle<S>::one_hot(shape)) == "");
+  for (const PositionCase& position_case : all) {
+    INFO(position_case.name);
+    CHECK(difference(law_case, position_case, HookInputs<S>::numbers(shape)) == "");
+    if (shape.L1 < 10) CHECK(difference(law_case, position_case, HookInputs<S>::one_hot(shape)) == "");
   }
 }
 
@@ -40,9 +41,9 @@ TEMPLATE_TEST_CASE("every module is the oracle's, wherever its tokens are", "[la
   REQUIRE_FALSE(cases<TestType>().empty());
   for (const Case<TestType>& law_case : cases<TestType>()) {
     DYNAMIC_SECTION(law_case.name) {
-      check_scenes(law_case, law_case.small());
-      check_scenes(law_case, law_case.square());
-      check_scenes(law_case, law_case.large());
+      check_position_cases(law_case, law_case.small());
+      check_position_cases(law_case, law_case.square());
+      check_position_cases(law_case, law_case.large());
     }
   }
 }
@@ -56,13 +57,14 @@ TEMPLATE_TEST_CASE("one token, no token, no key, no batch entry", "[laws]", POSB
             const Shape shape{B, law_case.heads, L1, L2, 8, 8};
             const std::int64_t first = 100;
             const auto position = [](Index n, Index i) { return 100 + 7 * n + i * i; };
-            const Bundle<TestType> in = Bundle<TestType>::numbers(shape);
-            for (const Scene& scene : {Scene{"range", Where::range(first), Where::range(first)},
-                                       Scene{"shared", Where::listed(0, L1, position), Where::listed(0, L2, position)},
-                                       Scene{"rows", Where::listed(B, L1, position), Where::listed(B, L2, position)}}) {
-              if (B == 0 && scene.name == "rows") continue;
-              INFO("B " << B << ", L1 " << L1 << ", L2 " << L2 << ", " << scene.name);
-              CHECK(difference(law_case, scene, in) == "");
+            const HookInputs<TestType> in = HookInputs<TestType>::numbers(shape);
+            for (const PositionCase& position_case :
+                 {PositionCase{"range", Where::range(first), Where::range(first)},
+                  PositionCase{"shared", Where::listed(0, L1, position), Where::listed(0, L2, position)},
+                  PositionCase{"rows", Where::listed(B, L1, position), Where::listed(B, L2, position)}}) {
+              if (B == 0 && position_case.name == "rows") continue;
+              INFO("B " << B << ", L1 " << L1 << ", L2 " << L2 << ", " << position_case.name);
+              CHECK(difference(law_case, position_case, in) == "");
             }
           }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "laws/module_subject.hpp"
-#include "laws/truths.hpp"
+#include "laws/module_under_test_of.hpp"
+#include "laws/reference_models.hpp"
 #include "posbias/bias/relative_position_bias.hpp"
 
 namespace posbias_test {
@@ -11,14 +11,14 @@ using posbias::RelativePositionBias;
 const bool added_relative_position_bias[] = {
     add_case(
         "RelativePositionBias", []<class S>() { return RelativePositionBias<S>({.n_heads = 3}, 1); },
-        truths::relative_position_bias({true, 32, 128})),
+        reference_models::relative_position_bias({true, 32, 128})),
     add_case(
         "RelativePositionBias, one direction",
         []<class S>() {
           return RelativePositionBias<S>({.bidirectional = false, .num_buckets = 13, .max_distance = 50, .n_heads = 5},
                                          2);
         },
-        truths::relative_position_bias({false, 13, 50}), 5),
+        reference_models::relative_position_bias({false, 13, 50}), 5),
 };
 
 }  // namespace

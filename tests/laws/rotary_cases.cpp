@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "laws/module_subject.hpp"
-#include "laws/truths.hpp"
+#include "laws/module_under_test_of.hpp"
+#include "laws/reference_models.hpp"
 #include "posbias/rotation/rotary.hpp"
 
 namespace posbias_test {
@@ -12,42 +12,43 @@ using posbias::RotarySpectrum;
 
 const bool added_rotary[] = {
     add_case(
-        "Rotary", []<class S>() { return Rotary<S>({.head_dim = 8}); }, truths::rotary({.H = 8, .rotated = 8}, 1)),
+        "Rotary", []<class S>() { return Rotary<S>({.head_dim = 8}); },
+        reference_models::rotary({.H = 8, .rotated = 8}, 1)),
     add_case(
         "Rotary half, divided, base 500",
         []<class S>() {
           return Rotary<S>({.head_dim = 8, .pairing = RotaryPairing::half, .base = 500, .divide = 2.5});
         },
-        truths::rotary({.H = 8, .rotated = 8, .half = true, .base = 500}, 2.5L)),
+        reference_models::rotary({.H = 8, .rotated = 8, .half = true, .base = 500}, 2.5L)),
     add_case(
         "Rotary 4 of 8", []<class S>() { return Rotary<S>({.head_dim = 8, .n_dims = 4}); },
-        truths::rotary({.H = 8, .rotated = 4}, 1)),
+        reference_models::rotary({.H = 8, .rotated = 4}, 1)),
     add_case(
         "Rotary 4 of 8, half",
         []<class S>() { return Rotary<S>({.head_dim = 8, .n_dims = 4, .pairing = RotaryPairing::half}); },
-        truths::rotary({.H = 8, .rotated = 4, .half = true}, 1)),
+        reference_models::rotary({.H = 8, .rotated = 4, .half = true}, 1)),
     add_case(
         "Rotary 6 of 8, spectrum of its own",
         []<class S>() { return Rotary<S>({.head_dim = 8, .n_dims = 6, .spectrum = RotarySpectrum::n_dims}); },
-        truths::rotary({.H = 8, .rotated = 6, .own_spectrum = true}, 1)),
+        reference_models::rotary({.H = 8, .rotated = 6, .own_spectrum = true}, 1)),
     add_case(
         "Rotary 6 of 8, half, spectrum of its own",
         []<class S>() {
           return Rotary<S>(
               {.head_dim = 8, .n_dims = 6, .pairing = RotaryPairing::half, .spectrum = RotarySpectrum::n_dims});
         },
-        truths::rotary({.H = 8, .rotated = 6, .half = true, .own_spectrum = true}, 1)),
+        reference_models::rotary({.H = 8, .rotated = 6, .half = true, .own_spectrum = true}, 1)),
     add_case("Rotary none of 8", []<class S>() { return Rotary<S>({.head_dim = 8, .n_dims = 0}); }, {}),
     add_case(
         "Rotary learned_div", []<class S>() { return Rotary<S>({.head_dim = 8, .divide = 2.5, .learned_div = true}); },
-        truths::rotary({.H = 8, .rotated = 8}, 1)),
+        reference_models::rotary({.H = 8, .rotated = 8}, 1)),
     add_case(
         "Rotary 4 of 8, half, learned_div",
         []<class S>() {
           return Rotary<S>(
               {.head_dim = 8, .n_dims = 4, .pairing = RotaryPairing::half, .divide = 4, .learned_div = true});
         },
-        truths::rotary({.H = 8, .rotated = 4, .half = true}, 1)),
+        reference_models::rotary({.H = 8, .rotated = 4, .half = true}, 1)),
 };
 
 }  // namespace

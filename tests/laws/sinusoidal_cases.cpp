@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "laws/module_subject.hpp"
-#include "laws/truths.hpp"
+#include "laws/module_under_test_of.hpp"
+#include "laws/reference_models.hpp"
 #include "posbias/embedding/sinusoidal.hpp"
 
 namespace posbias_test {
@@ -11,21 +11,21 @@ using posbias::SinusoidLayout;
 
 const bool added_sinusoidal[] = {
     add_case(
-        "Sinusoidal", []<class S>() { return Sinusoidal<S>({.dim = 8}); }, truths::sinusoidal(8, false, 1)),
+        "Sinusoidal", []<class S>() { return Sinusoidal<S>({.dim = 8}); }, reference_models::sinusoidal(8, false, 1)),
     add_case(
         "Sinusoidal half, divided",
         []<class S>() { return Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::half, .divide = 2.5}); },
-        truths::sinusoidal(8, true, 2.5L)),
+        reference_models::sinusoidal(8, true, 2.5L)),
     add_case(
         "Sinusoidal learned_div",
         []<class S>() { return Sinusoidal<S>({.dim = 8, .divide = 2.5, .learned_div = true}); },
-        truths::sinusoidal(8, false, 1)),
+        reference_models::sinusoidal(8, false, 1)),
     add_case(
         "Sinusoidal half, learned_div",
         []<class S>() {
           return Sinusoidal<S>({.dim = 8, .layout = SinusoidLayout::half, .divide = 4, .learned_div = true});
         },
-        truths::sinusoidal(8, true, 1)),
+        reference_models::sinusoidal(8, true, 1)),
 };
 
 }  // namespace

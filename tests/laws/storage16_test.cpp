@@ -5,8 +5,8 @@
 #include <initializer_list>
 #include <vector>
 
-#include "laws/placed_bundle.hpp"
-#include "laws/subject.hpp"
+#include "laws/module_under_test.hpp"
+#include "laws/placed_inputs.hpp"
 #include "support/catch.hpp"
 
 #if POSBIAS_TEST_FLOAT
@@ -15,46 +15,48 @@ using namespace posbias_test;
 namespace {
 
 /// Numbers that the elements hold.
-Bundle<float> numbers(Elements elements, const Shape& shape, std::uint64_t seed) {
-  auto result = Bundle<float>::numbers(shape, seed);
+HookInputs<float> numbers(Elements elements, const Shape& shape, std::uint64_t seed) {
+  auto result = HookInputs<float>::numbers(shape, seed);
   round_to(elements, result);
   return result;
 }
 
 /// All in float, rounded after each hook.
-Bundle<float> forward(const Subject<float>& subject, Elements elements, const Scene& scene, Bundle<float> bundle) {
+HookInputs<float> forward(const ModuleUnderTest<float>& tested, Elements elements, const PositionCase& position_case,
+                          HookInputs<float> inputs) {
   for (const Hook hook : {Hook::mod_x, Hook::mod_qkv, Hook::mod_mask}) {
-    subject.forward(bundle, scene, {.leading = {bundle.shape.B}, .only = hook});
-    round_to(elements, bundle);
+    tested.forward(inputs, position_case, {.leading = {inputs.shape.B}, .only = hook});
+    round_to(elements, inputs);
   }
-  return bundle;
+  return inputs;
 }
 
 struct Gradients {
-  Bundle<float> inputs;
+  HookInputs<float> inputs;
   Named<float> parameters;
 };
 
-Gradients backward(const Subject<float>& subject, Elements elements, const Scene& scene, Gradients gradients,
-                   const Bundle<float>& outputs) {
+Gradients backward(const ModuleUnderTest<float>& tested, Elements elements, const PositionCase& position_case,
+                   Gradients gradients, const HookInputs<float>& outputs) {
   for (const Hook hook : {Hook::mod_mask, Hook::mod_qkv, Hook::mod_x}) {
-    subject.backward(gradients.inputs, outputs, scene, {.leading = {outputs.shape.B}, .only = hook},
-                     gradients.parameters);
+    tested.backward(gradients.inputs, outputs, position_case, {.leading = {outputs.shape.B}, .only = hook},
+                    gradients.parameters);
     round_to(elements, gradients.inputs);
   }
   return gradients;
 }
 
-void check(const Subject<float>& subject, const Form& form, const Scene& scene, const Shape& shape) {
-  const Bundle<float> in = numbers(form.elements, shape, 1);
-  const Bundle<float> expected = forward(subject, form.elements, scene, in);
-  Bundle<float> out = in;
-  subject.forward(out, scene, form);
+void check(const ModuleUnderTest<float>& tested, const LayoutCase& layout_case, const PositionCase& position_case,
+           const Shape& shape) {
+  const HookInputs<float> in = numbers(layout_case.elements, shape, 1);
+  const HookInputs<float> expected = forward(tested, layout_case.elements, position_case, in);
+  HookInputs<float> out = in;
+  tested.forward(out, position_case, layout_case);
   CHECK(differing(out, expected) == "");
 
-  Gradients gradients{numbers(form.elements, shape, 9), subject.zero_gradients()};
-  const Gradients of_float = backward(subject, form.elements, scene, gradients, expected);
-  subject.backward(gradients.inputs, expected, scene, form, gradients.parameters);
+  Gradients gradients{numbers(layout_case.elements, shape, 9), tested.zero_gradients()};
+  const Gradients of_float = backward(tested, layout_case.elements, position_case, gradients, expected);
+  tested.backward(gradients.inputs, expected, position_case, layout_case, gradients.parameters);
   CHECK(differing(gradients.inputs, of_float.inputs) == "");
   CHECK(differing(gradients.parameters, of_float.parameters) == "");
 }
@@ -65,17 +67,18 @@ TEST_CASE("16 bits are what float gives, rounded after each hook", "[laws]") {
   REQUIRE_FALSE(cases<float>().empty());
   for (const Case<float>& law_case : cases<float>()) {
     DYNAMIC_SECTION(law_case.name) {
-      const std::vector<Form> forms{{{2, 1}, Storage::fused, Elements::bfloat16},
-                                    {{1, 2}, Storage::narrowed, Elements::half},
-                                    {{1, 2}, Storage::heads_first, Elements::several}};
-      const auto check_in = [&](const Form& form, const Scene& scene, const Shape& shape) {
-        INFO(scene.name << ", L1 = " << shape.L1 << ", elements " << static_cast<int>(form.elements));
-        check(*law_case.subject, form, scene, shape);
+      const std::vector<LayoutCase> layout_cases{{{2, 1}, Storage::fused, Elements::bfloat16},
+                                                 {{1, 2}, Storage::narrowed, Elements::half},
+                                                 {{1, 2}, Storage::heads_first, Elements::several}};
+      const auto check_in = [&](const LayoutCase& layout_case, const PositionCase& position_case, const Shape& shape) {
+        INFO(position_case.name << ", L1 = " << shape.L1 << ", elements " << static_cast<int>(layout_case.elements));
+        check(*law_case.tested, layout_case, position_case, shape);
       };
-      for (const Scene& scene : law_case.scenes(law_case.small()))
-        for (const Form& form : forms) check_in(form, scene, law_case.small());
-      const std::vector<Scene> scenes = law_case.scenes(law_case.large());
-      for (std::size_t s = 0; s < scenes.size(); ++s) check_in(forms[s % forms.size()], scenes[s], law_case.large());
+      for (const PositionCase& position_case : law_case.position_cases(law_case.small()))
+        for (const LayoutCase& layout_case : layout_cases) check_in(layout_case, position_case, law_case.small());
+      const std::vector<PositionCase> position_cases = law_case.position_cases(law_case.large());
+      for (std::size_t s = 0; s < position_cases.size(); ++s)
+        check_in(layout_cases[s % layout_cases.size()], position_cases[s], law_case.large());
     }
   }
 }

@@ -311,9 +311,9 @@ void give_flags(const Entries<bool>& entries, std::vector<unsigned char>& memory
 }
 
 /// The call of a problem, and the tensors that it refers to.
-class HeldCall {
+class CopiedCall {
  public:
-  explicit HeldCall(const Problem& p) {
+  explicit CopiedCall(const Problem& p) {
     give_flags(p.mask, mask_, call.mask);
     give_flags(p.hidden, hidden_, call.no_position_mask);
     if (p.integer == Integer::of_int)
@@ -327,7 +327,7 @@ class HeldCall {
     else
       give(p.base, doubles_, call.base_attn);
   }
-  HeldCall(const HeldCall&) = delete;
+  CopiedCall(const CopiedCall&) = delete;
 
   Call call{};
 
@@ -392,7 +392,7 @@ Outcome<S> forward(const RelativeAttention<S>& layer, const Problem& p, const Ca
 
 template <class S>
 Outcome<S> forward(const RelativeAttention<S>& layer, const Problem& p) {
-  return forward(layer, p, HeldCall(p).call);
+  return forward(layer, p, CopiedCall(p).call);
 }
 
 /// A random linear functional of what is pooled and of the logits, as its gradient.
@@ -709,16 +709,16 @@ TEST_CASE("RelativeAttention in float is the formula, and its gradients those in
                                       many ? 35 : 1 + lottery.below(9), many ? 67 : 1 + lottery.below(11));
     INFO(p.text());
     const auto layer = layer_of<float>(p);
-    const HeldCall held(p);
-    const auto found = forward(layer, p, held.call);
+    const CopiedCall copied(p);
+    const auto found = forward(layer, p, copied.call);
     const Oracle expected(p, parameters_of(layer));
     CHECK(difference(found.logits, expected.logits) <= 2e-6);
     CHECK(difference(found.pooled, expected.pooled) <= 2e-6);
 
     auto exact_layer = layer_of<double>(p);
     set_parameters(exact_layer, parameters_of(layer));
-    const auto grads = backward(layer, p, held.call, found);
-    const auto exact = backward(exact_layer, p, held.call, forward(exact_layer, p, held.call));
+    const auto grads = backward(layer, p, copied.call, found);
+    const auto exact = backward(exact_layer, p, copied.call, forward(exact_layer, p, copied.call));
     CHECK(difference(grads.queries, exact.queries) <= 1e-5);
     CHECK(difference(grads.keys, exact.keys) <= 1e-5);
     CHECK(difference(grads.values, exact.values) <= 1e-5);
@@ -742,13 +742,13 @@ void check_gradients(const Problem& problem, std::uint64_t seed = 0) {
   const Named parameters = parameters_of(layer);
   const Outcome<double> grad = functional<double>(problem);
   const auto run = [&](const Problem& p) {
-    const HeldCall held(p);
-    Call call = held.call;
+    const CopiedCall copied(p);
+    Call call = copied.call;
     call.seed = seed;
     return forward(layer, p, call);
   };
-  const HeldCall held(problem);
-  Call call = held.call;
+  const CopiedCall copied(problem);
+  Call call = copied.call;
   call.seed = seed;
   const Outcome<double> out = forward(layer, problem, call);
 
@@ -932,8 +932,8 @@ TEST_CASE("RelativeAttention is the same bits with any executor", "[relative_att
   ThreadRunner runner(3);
   const Problem p = full_problem(11);
   const auto layer = layer_of<double>(p);
-  const HeldCall held(p);
-  Call call = held.call;
+  const CopiedCall copied(p);
+  Call call = copied.call;
   const auto alone = forward(layer, p, call);
   const auto grads = backward(layer, p, call, alone, true, 0.5);
   call.executor = runner;
@@ -972,7 +972,7 @@ TEST_CASE("batch entries of RelativeAttention do not see each other", "[relative
   const Problem p = full_problem(13, {2});
   const auto layer = layer_of<double>(p);
   const auto whole = forward(layer, p);
-  const auto grads = backward(layer, p, HeldCall(p).call, whole);
+  const auto grads = backward(layer, p, CopiedCall(p).call, whole);
   for (Index n = 0; n < 2; ++n) {
     const auto entry = [&](const Doubles& values) {
       const auto half = static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -1005,19 +1005,19 @@ TEST_CASE("more dimensions of the batch are the same bits", "[relative_attention
   p.relative.given = p.relative.shape = {6, 5, 5, 2};
   const auto layer = layer_of<double>(p);
   const auto expected = forward(layer, p);
-  const auto grads = backward(layer, p, HeldCall(p).call, expected);
+  const auto grads = backward(layer, p, CopiedCall(p).call, expected);
   p.leading = {2, 3};
   p.relative.given = p.relative.shape = {2, 3, 5, 5, 2};
   CHECK(differing(forward(layer, p), expected) == "");
-  CHECK(differing(backward(layer, p, HeldCall(p).call, expected), grads) == "");
+  CHECK(differing(backward(layer, p, CopiedCall(p).call, expected), grads) == "");
 }
 
 TEST_CASE("column-major tensors are the same bits, and given tensors those returned", "[relative_attention]") {
   const Problem p = full_problem(15, {2});
   const auto layer = layer_of<double>(p);
-  const HeldCall held(p);
-  const auto expected = forward(layer, p, held.call);
-  const auto expected_grads = backward(layer, p, held.call, expected);
+  const CopiedCall copied(p);
+  const auto expected = forward(layer, p, copied.call);
+  const auto expected_grads = backward(layer, p, copied.call, expected);
 
   // In the other layout: all that the call is given, too.
   const auto of = []<int Rank, class S>(std::integral_constant<int, Rank>, const std::vector<S>& list,
@@ -1157,10 +1157,10 @@ void check_positions(
         }
         p.hidden.values.push_back(!located);
       }
-  const HeldCall held(p);
-  const auto expected = forward(layer, p, held.call);
-  const auto expected_grads = backward(layer, p, held.call, expected);
-  Call call = held.call;
+  const CopiedCall copied(p);
+  const auto expected = forward(layer, p, copied.call);
+  const auto expected_grads = backward(layer, p, copied.call, expected);
+  Call call = copied.call;
   call.relative_positions = {};
   call.no_position_mask = {};
   call.positions = positions;
@@ -1168,7 +1168,7 @@ void check_positions(
   CHECK(differing(found, expected) == "");
   CHECK(differing(backward(layer, p, call, found), expected_grads) == "");
   // And both at once.
-  call.no_position_mask = held.call.no_position_mask;
+  call.no_position_mask = copied.call.no_position_mask;
   CHECK(differing(forward(layer, p, call), expected) == "");
 }
 

@@ -48,31 +48,32 @@ RelativeAttentionOptions options_of(const GoldenCase& golden) {
 }
 
 /// Tensors of a recorded call that may be absent.
-template <class Form>
+template <class LayoutCase>
 struct RecordedCall {
-  using Mask2 = Eigen::Tensor<bool, 2, Form::layout>;
-  using Mask3 = Eigen::Tensor<bool, 3, Form::layout>;
-  using Mask4 = Eigen::Tensor<bool, 4, Form::layout>;
+  using Mask2 = Eigen::Tensor<bool, 2, LayoutCase::layout>;
+  using Mask3 = Eigen::Tensor<bool, 3, LayoutCase::layout>;
+  using Mask4 = Eigen::Tensor<bool, 4, LayoutCase::layout>;
 
   explicit RecordedCall(const GoldenCase& golden) {
     if (golden.has("in.mask")) {
       const std::size_t rank = golden.rank("in.mask");
-      if (rank == 2) call.mask = mask2 = golden.tensor<bool, 2, Form::layout>("in.mask");
-      if (rank == 3) call.mask = mask3 = golden.tensor<bool, 3, Form::layout>("in.mask");
-      if (rank == 4) call.mask = mask4 = golden.tensor<bool, 4, Form::layout>("in.mask");
+      if (rank == 2) call.mask = mask2 = golden.tensor<bool, 2, LayoutCase::layout>("in.mask");
+      if (rank == 3) call.mask = mask3 = golden.tensor<bool, 3, LayoutCase::layout>("in.mask");
+      if (rank == 4) call.mask = mask4 = golden.tensor<bool, 4, LayoutCase::layout>("in.mask");
     }
     if (golden.has("in.relative_positions"))
-      call.relative_positions = relative = golden.tensor<std::int64_t, 4, Form::layout>("in.relative_positions");
+      call.relative_positions = relative = golden.tensor<std::int64_t, 4, LayoutCase::layout>("in.relative_positions");
     if (golden.has("in.no_position_mask"))
-      call.no_position_mask = no_position = golden.tensor<bool, 3, Form::layout>("in.no_position_mask");
-    if (golden.has("in.base_attn")) call.base_attn = base = golden.tensor<double, 4, Form::layout>("in.base_attn");
+      call.no_position_mask = no_position = golden.tensor<bool, 3, LayoutCase::layout>("in.no_position_mask");
+    if (golden.has("in.base_attn"))
+      call.base_attn = base = golden.tensor<double, 4, LayoutCase::layout>("in.base_attn");
   }
 
   Mask2 mask2;
   Mask3 mask3, no_position;
   Mask4 mask4;
-  Eigen::Tensor<std::int64_t, 4, Form::layout> relative;
-  Eigen::Tensor<double, 4, Form::layout> base;
+  Eigen::Tensor<std::int64_t, 4, LayoutCase::layout> relative;
+  Eigen::Tensor<double, 4, LayoutCase::layout> base;
   RelativeAttentionCall call;
 };
 
@@ -88,32 +89,32 @@ void check_gradient(const GoldenCase& golden, const std::string& name, const std
   check_close(gradient, expected, golden_tolerance<Scalar>, gradient_rounding<Scalar> * largest(expected));
 }
 
-template <class Scalar, class Form>
+template <class Scalar, class LayoutCase>
 void check_recorded(const GoldenCase& golden) {
   constexpr double tolerance = golden_tolerance<Scalar>;
   RelativeAttention<Scalar> layer(options_of(golden));
   golden.load_parameters(layer);
-  const RecordedCall<Form> recorded(golden);
+  const RecordedCall<LayoutCase> recorded(golden);
   const auto& call = recorded.call;
   const auto zeros_like = [](const auto& from) {
-    Eigen::Tensor<Scalar, 3, Form::layout> zeros(from.dimensions());
+    Eigen::Tensor<Scalar, 3, LayoutCase::layout> zeros(from.dimensions());
     zeros.setZero();
     return zeros;
   };
   const bool self = !golden.has("in.content_keys");
-  auto queries = golden.input<Scalar, 3, Form>("in.content_queries");
-  auto keys = golden.input<Scalar, 3, Form>(self ? "in.content_queries" : "in.content_keys");
+  auto queries = golden.input<Scalar, 3, LayoutCase>("in.content_queries");
+  auto keys = golden.input<Scalar, 3, LayoutCase>(self ? "in.content_queries" : "in.content_keys");
   auto grad_queries = zeros_like(queries.tensor()), grad_keys = zeros_like(keys.tensor());
   auto& grad_keys_or_queries = self ? grad_queries : grad_keys;
   auto grads = layer.zero_gradients();
-  auto grad_logits = golden.input<Scalar, 4, Form>("grad_out.attn");
+  auto grad_logits = golden.input<Scalar, 4, LayoutCase>("grad_out.attn");
   if (golden.has("out.pooled")) {
-    auto values = golden.input<Scalar, 3, Form>("in.content_values");
+    auto values = golden.input<Scalar, 3, LayoutCase>("in.content_values");
     auto grad_values = zeros_like(values.tensor());
     const auto [pooled, logits] = layer(queries.tensor(), keys.tensor(), values.tensor(), call);
     check_close(flat(logits), golden.expected<Scalar>("out.attn"), tolerance);
     check_close(flat(pooled), golden.expected<Scalar>("out.pooled"), tolerance);
-    auto grad_pooled = golden.input<Scalar, 3, Form>("grad_out.pooled");
+    auto grad_pooled = golden.input<Scalar, 3, LayoutCase>("grad_out.pooled");
     layer.backward(grad_queries, grad_keys_or_queries, grad_values, grad_pooled.tensor(), grad_logits.tensor(), logits,
                    queries.tensor(), keys.tensor(), values.tensor(), call, grads);
     check_gradient<Scalar>(golden, "grad_in.content_values", flat(grad_values));
@@ -134,9 +135,9 @@ TEST_CASE("RelativeAttention gives what edspdf's gives, with all gradients") {
   for (const std::string& name : golden_names("eds_relattn__")) {
     DYNAMIC_SECTION(name) {
       const GoldenCase golden(name);
-      for_each_form([&]<class Form>() {
-        check_recorded<double, Form>(golden);
-        check_recorded<float, Form>(golden);
+      for_each_layout_case([&]<class LayoutCase>() {
+        check_recorded<double, LayoutCase>(golden);
+        check_recorded<float, LayoutCase>(golden);
       });
     }
   }

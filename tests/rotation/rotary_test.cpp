@@ -41,10 +41,10 @@ void check_rotary(const GoldenCase& golden) {
   const std::string of_q = at.q_k.given() ? "in.pos_q_k" : "in.pos_q";
   const std::string of_k = at.q_k.given() ? "in.pos_q_k" : "in.pos_k";
   const double rounding = 4 * angle_rounding(golden);  // features are of the order of 1
-  for_each_form([&]<class Form>() {
-    auto q = golden.input<Scalar, Rank, Form>("in.q");
-    auto k = golden.input<Scalar, Rank, Form>("in.k");
-    auto v = golden.input<Scalar, Rank, Form>("in.v");
+  for_each_layout_case([&]<class LayoutCase>() {
+    auto q = golden.input<Scalar, Rank, LayoutCase>("in.q");
+    auto k = golden.input<Scalar, Rank, LayoutCase>("in.k");
+    auto v = golden.input<Scalar, Rank, LayoutCase>("in.v");
     module.mod_qkv(q.tensor(), k.tensor(), v.tensor(), at);
     const auto check = [&](auto& actual, const std::string& tensor, const std::string& input,
                            const std::string& positions) {
@@ -56,9 +56,9 @@ void check_rotary(const GoldenCase& golden) {
     check(k, "out.k", "in.k", of_k);
     check(v, "out.v", "in.v", "");
 
-    auto grad_q = golden.input<Scalar, Rank, Form>("grad_out.q");
-    auto grad_k = golden.input<Scalar, Rank, Form>("grad_out.k");
-    auto grad_v = golden.input<Scalar, Rank, Form>("grad_out.v");
+    auto grad_q = golden.input<Scalar, Rank, LayoutCase>("grad_out.q");
+    auto grad_k = golden.input<Scalar, Rank, LayoutCase>("grad_out.k");
+    auto grad_v = golden.input<Scalar, Rank, LayoutCase>("grad_out.v");
     auto grads = module.zero_gradients();
     module.mod_qkv_backward(grad_q.tensor(), grad_k.tensor(), grad_v.tensor(), q.tensor(), k.tensor(), v.tensor(), at,
                             grads);

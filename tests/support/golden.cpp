@@ -126,10 +126,10 @@ posbias::Positions GoldenCase::positions(const std::string& tensor) const {
   });
 }
 
-posbias::Flags GoldenCase::flags(const std::string& tensor) const {
+posbias::TokenMask GoldenCase::flags(const std::string& tensor) const {
   if (!has(tensor)) return {};
   return with_rank(rank(tensor),
-                   [&]<int Rank>() -> posbias::Flags { return shaped<bool, Rank>(shape(tensor), values(tensor)); });
+                   [&]<int Rank>() -> posbias::TokenMask { return shaped<bool, Rank>(shape(tensor), values(tensor)); });
 }
 
 }  // namespace posbias_test

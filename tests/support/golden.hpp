@@ -49,17 +49,17 @@ class OwnedTensor {
   Eigen::Tensor<Scalar, Rank, Layout> tensor_;
 };
 
-struct RowMajorForm {
+struct RowMajorCase {
   static constexpr int layout = Eigen::RowMajor;
   template <class S, int Rank>
   using Holder = OwnedTensor<S, Rank, layout>;
 };
-struct ColMajorForm {
+struct ColMajorCase {
   static constexpr int layout = Eigen::ColMajor;
   template <class S, int Rank>
   using Holder = OwnedTensor<S, Rank, layout>;
 };
-struct MappedForm {
+struct MappedCase {
   static constexpr int layout = Eigen::RowMajor;
   template <class S, int Rank>
   using Holder = MappedTensor<S, Rank>;
@@ -144,9 +144,9 @@ class GoldenCase {
     return result;
   }
 
-  template <class Scalar, int Rank, class Form>
+  template <class Scalar, int Rank, class LayoutCase>
   [[nodiscard]] auto input(const std::string& name) const {
-    return typename Form::template Holder<Scalar, Rank>(tensor<Scalar, Rank, Form::layout>(name));
+    return typename LayoutCase::template Holder<Scalar, Rank>(tensor<Scalar, Rank, LayoutCase::layout>(name));
   }
 
   /// What a run in Scalar must give: the float64 run, or the float32 one where it was recorded.
@@ -158,7 +158,7 @@ class GoldenCase {
 
   /// Not given if there is no such tensor.
   [[nodiscard]] posbias::Positions positions(const std::string& tensor) const;
-  [[nodiscard]] posbias::Flags flags(const std::string& tensor) const;
+  [[nodiscard]] posbias::TokenMask flags(const std::string& tensor) const;
   [[nodiscard]] posbias::PairPositions pair_positions() const {
     return {.q_k = positions("in.pos_q_k"), .q = positions("in.pos_q"), .k = positions("in.pos_k")};
   }
@@ -204,15 +204,15 @@ class GoldenCase {
 
 /// Calls `body.template operator()<Form>()` for tensors and maps of both layouts.
 template <class Body>
-void for_each_form(const Body& body) {
+void for_each_layout_case(const Body& body) {
   SECTION("row-major") {
-    body.template operator()<RowMajorForm>();
+    body.template operator()<RowMajorCase>();
   }
   SECTION("column-major") {
-    body.template operator()<ColMajorForm>();
+    body.template operator()<ColMajorCase>();
   }
   SECTION("map") {
-    body.template operator()<MappedForm>();
+    body.template operator()<MappedCase>();
   }
 }
 
@@ -244,12 +244,12 @@ void check_mod_x(const GoldenCase& golden, Module module) {
   constexpr double tolerance = golden_tolerance<Scalar>;
   golden.load_parameters(module);
   const posbias::TokenPositions at{.pos = golden.positions("in.pos"), .mask = golden.flags("in.mask")};
-  for_each_form([&]<class Form>() {
-    auto x = golden.input<Scalar, Rank, Form>("in.x");
+  for_each_layout_case([&]<class LayoutCase>() {
+    auto x = golden.input<Scalar, Rank, LayoutCase>("in.x");
     module.mod_x(x.tensor(), at);
     check_close(flat(x.tensor()), expected_of_angles<Scalar>(golden, "out.x"), tolerance, angle_rounding(golden));
     if (!golden.has("grad_out.x")) return;
-    auto grad_x = golden.input<Scalar, Rank, Form>("grad_out.x");
+    auto grad_x = golden.input<Scalar, Rank, LayoutCase>("grad_out.x");
     auto grads = module.zero_gradients();
     module.mod_x_backward(grad_x.tensor(), at, grads);
     check_close(flat(grad_x.tensor()), golden.values("grad_in.x"), tolerance);

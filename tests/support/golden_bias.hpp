@@ -55,13 +55,13 @@ void check_mask(const GoldenCase& golden, Module module) {
     return pad_left_and_top(recorded, rows, columns, recorded_rows, recorded_columns);
   };
   const auto expected = padded(golden.expected<Scalar>("out.mask"));
-  for_each_form([&]<class Form>() {
-    auto q = golden.input<Scalar, Rank, Form>("in.q");
-    auto k = golden.input<Scalar, Rank, Form>("in.k");
+  for_each_layout_case([&]<class LayoutCase>() {
+    auto q = golden.input<Scalar, Rank, LayoutCase>("in.q");
+    auto k = golden.input<Scalar, Rank, LayoutCase>("in.k");
     auto& v = k.tensor();
     auto made = module.make_mask(q.tensor(), k.tensor(), v, at);
     if (golden.has("in.mask")) {
-      auto mask = golden.input<Scalar, Rank, Form>("in.mask");
+      auto mask = golden.input<Scalar, Rank, LayoutCase>("in.mask");
       made = module.make_mask(q.tensor(), k.tensor(), v, at, mask.tensor());
       if (mask.tensor().dimension(Rank - 2) == rows && mask.tensor().dimension(Rank - 1) == columns) {
         module.mod_mask(mask.tensor(), q.tensor(), k.tensor(), v, at);
@@ -72,10 +72,10 @@ void check_mask(const GoldenCase& golden, Module module) {
     if (!golden.has("grad_out.mask")) return;
     const auto recorded = padded(golden.values("grad_out.mask"));
     for_each_index(made, [&, i = std::size_t{0}](auto& value) mutable { value = static_cast<Scalar>(recorded[i++]); });
-    typename Form::template Holder<Scalar, Rank> grad_mask(made);
-    auto grad_q = golden.input<Scalar, Rank, Form>("in.q");
-    auto grad_k = golden.input<Scalar, Rank, Form>("in.k");
-    auto grad_v = golden.input<Scalar, Rank, Form>("in.k");
+    typename LayoutCase::template Holder<Scalar, Rank> grad_mask(made);
+    auto grad_q = golden.input<Scalar, Rank, LayoutCase>("in.q");
+    auto grad_k = golden.input<Scalar, Rank, LayoutCase>("in.k");
+    auto grad_v = golden.input<Scalar, Rank, LayoutCase>("in.k");
     auto grads = module.zero_gradients();
     module.mod_mask_backward(grad_mask.tensor(), grad_q.tensor(), grad_k.tensor(), grad_v.tensor(), q.tensor(),
                              k.tensor(), v, at, grads);

@@ -8,13 +8,13 @@
 #include <string>
 #include <vector>
 
-#include "attention/attention_subject.hpp"
+#include "attention/attention_under_test.hpp"
 #include "support/catch.hpp"
 
 using posbias::AttentionMask;
-using posbias::BroadcastMask;
 using posbias::Index;
 using posbias::LogitTile;
+using posbias::MaskTerm;
 using posbias::ShapeError;
 using posbias::detail::AttentionShape;
 using posbias_test::MaskCase;
@@ -25,7 +25,7 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 AttentionShape shape_of(const std::vector<Index>& leading, Index heads, Index queries, Index keys) {
-  return {posbias::detail::Leading(leading), heads, queries, keys};
+  return {posbias::detail::BatchShape(leading), heads, queries, keys};
 }
 
 /// Logits (heads, queries, keys) of a tile, keys two apart in memory; -77 is between.
@@ -43,7 +43,7 @@ struct Tile {
 
 /// The mask adds to every logit of a tile what it is by definition.
 template <class S>
-bool adds(const BroadcastMask& mask, const MaskCase& expected, Tile<S> at) {
+bool adds(const MaskTerm& mask, const MaskCase& expected, Tile<S> at) {
   const LogitTile<S>& tile = at.tile;
   const std::vector<S> before = at.memory;
   mask.add_to(tile);
@@ -57,7 +57,7 @@ bool adds(const BroadcastMask& mask, const MaskCase& expected, Tile<S> at) {
 }
 
 template <class S>
-bool adds_to_all(const BroadcastMask& mask, const MaskCase& expected) {
+bool adds_to_all(const MaskTerm& mask, const MaskCase& expected) {
   for (Index n = 0; n < 2; ++n)
     if (!adds(mask, expected, Tile<S>(n, 0, 3, 0, 5, 0, 7)) || !adds(mask, expected, Tile<S>(n, 2, 1, 3, 2, 1, 5)))
       return false;
@@ -82,7 +82,7 @@ TEST_CASE("a mask broadcasts to (B, NH, L1, L2) from any number of dimensions", 
           if (type != MaskCase::Type::bools && i % 3 == 0) mask.entries[i] = -infinity;
         }
         INFO("rank " << rank << ", ones " << ones << ", type " << static_cast<int>(type));
-        const BroadcastMask broadcast("attention", mask.mask(), shape_of({2}, 3, 5, 7));
+        const MaskTerm broadcast("attention", mask.mask(), shape_of({2}, 3, 5, 7));
         CHECK(adds_to_all<double>(broadcast, mask));
         CHECK(adds_to_all<float>(broadcast, mask));
       }
@@ -94,7 +94,7 @@ TEST_CASE("a mask is of either layout, and leading dimensions of queries may be 
   for (Index c = 0; c < 4; ++c)
     for (Index i = 0; i < 5; ++i)
       for (Index j = 0; j < 7; ++j) mask(0, c, 0, i, j) = static_cast<float>(1000 * c + 100 * i + j);
-  const BroadcastMask broadcast("attention", mask, shape_of({2, 4}, 3, 5, 7));
+  const MaskTerm broadcast("attention", mask, shape_of({2, 4}, 3, 5, 7));
   for (const Index n : {1, 3, 6}) {
     Tile<float> at(n, 1, 2, 2, 3, 1, 6);
     const std::vector<float> before = at.memory;
@@ -107,7 +107,7 @@ TEST_CASE("a mask is of either layout, and leading dimensions of queries may be 
   Eigen::Tensor<float, 2> one(5, 7);
   one.setConstant(2);
   Tile<float> at(0, 0, 1, 0, 1, 0, 1);
-  BroadcastMask("attention", one, shape_of({}, 3, 5, 7)).add_to(at.tile);
+  MaskTerm("attention", one, shape_of({}, 3, 5, 7)).add_to(at.tile);
   CHECK(at.memory[0] == 2);
 }
 
@@ -120,7 +120,7 @@ TEST_CASE("a hidden key is -inf whatever its logit was, a visible one is left as
   for (const posbias::AttentionMask& mask : {posbias::AttentionMask(bools), posbias::AttentionMask(numbers)}) {
     std::vector<double> logits{nan, nan, infinity, -0.0};
     const LogitTile<double> tile{logits.data(), 4, 4, 1, 0, 0, 1, 0, 1, 0, 4};
-    const BroadcastMask broadcast("attention", mask, shape_of({}, 1, 1, 4));
+    const MaskTerm broadcast("attention", mask, shape_of({}, 1, 1, 4));
     CHECK(broadcast.add_to(tile));
     CHECK(logits[0] == -infinity);
     CHECK(std::isnan(logits[1]));
@@ -132,7 +132,7 @@ TEST_CASE("a hidden key is -inf whatever its logit was, a visible one is left as
   Eigen::Tensor<double, 1> wide(2);
   wide.setValues({-1e300, static_cast<double>(std::numeric_limits<float>::lowest())});
   std::vector<float> logits{1, 1};
-  CHECK(BroadcastMask("attention", wide, shape_of({}, 1, 1, 2))
+  CHECK(MaskTerm("attention", wide, shape_of({}, 1, 1, 2))
             .add_to(LogitTile<float>{logits.data(), 2, 2, 1, 0, 0, 1, 0, 1, 0, 2}));
   CHECK(logits[0] == -std::numeric_limits<float>::infinity());
   CHECK(logits[1] == std::numeric_limits<float>::lowest());
@@ -142,15 +142,14 @@ TEST_CASE("no mask adds nothing", "[attention]") {
   CHECK(AttentionMask().region().empty);
   Tile<double> at(1, 0, 3, 0, 5, 0, 7);
   const std::vector<double> before = at.memory;
-  BroadcastMask("attention", {}, shape_of({2}, 3, 5, 7)).add_to(at.tile);
+  MaskTerm("attention", {}, shape_of({2}, 3, 5, 7)).add_to(at.tile);
   CHECK(at.memory == before);
 }
 
 TEST_CASE("a mask of another shape is refused", "[attention]") {
   // Whose mask it is comes before the colon; the laws check that.
   const auto refusal = [](const AttentionMask& mask, Index keys = 7) {
-    const std::string text =
-        message_of<ShapeError>([&] { BroadcastMask("attention", mask, shape_of({2}, 3, 5, keys)); });
+    const std::string text = message_of<ShapeError>([&] { MaskTerm("attention", mask, shape_of({2}, 3, 5, keys)); });
     return text.substr(std::min(text.find("mask has"), text.size()));
   };
   const auto message = [&](const std::vector<Index>& sizes, Index keys = 7) {
@@ -185,9 +184,9 @@ TEST_CASE("a mask is a tensor or a map of bools, floats or doubles", "[attention
   Eigen::TensorMap<Tensor> map(entries.data(), 5, 7);
   Tile<double> at(1, 0, 3, 0, 5, 0, 7);
   std::vector<double> expected = at.memory;
-  BroadcastMask("attention", entries, shape_of({2}, 3, 5, 7)).add_to(at.tile);
+  MaskTerm("attention", entries, shape_of({2}, 3, 5, 7)).add_to(at.tile);
   Tile<double> same(1, 0, 3, 0, 5, 0, 7);
-  BroadcastMask("attention", map, shape_of({2}, 3, 5, 7)).add_to(same.tile);
+  MaskTerm("attention", map, shape_of({2}, 3, 5, 7)).add_to(same.tile);
   CHECK(at.memory != expected);
   CHECK(same.memory == at.memory);
   CHECK(AttentionMask(map).region().extent() == 5 * 7 * Index{sizeof(float)});

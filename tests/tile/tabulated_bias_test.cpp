@@ -78,7 +78,7 @@ TEST_CASE("a relative bias in tiles is the relative bias, wherever its tokens ar
   Numbers numbers(3);
   const ALiBi<double> alibi({.n_heads = 5, .use_n_heads = 3, .asymmetric = true, .divide = 2, .learned_div = true});
   const RelativePositionBias<double> t5({.n_heads = 3});
-  for (int scene = 0; scene < 60; ++scene) {
+  for (int position_case = 0; position_case < 60; ++position_case) {
     const Index batches = 1 + draw(numbers, 3), queries = 1 + draw(numbers, 9), keys = 1 + draw(numbers, 11);
     const auto positions = [&](bool reals) {
       return PairPositions{.q = draw_positions(numbers, batches, queries, reals),

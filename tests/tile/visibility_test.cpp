@@ -8,31 +8,32 @@
 #include <utility>
 #include <vector>
 
-#include "laws/scene.hpp"
+#include "laws/position_case.hpp"
 #include "support/catch.hpp"
 
+using posbias::CheckedPairPositions;
 using posbias::Index;
 using posbias::LogitTile;
-using posbias::PairLocations;
 using posbias::PairPositions;
-using posbias::detail::CausalOrder;
+using posbias::detail::CausalVisibility;
 using posbias::detail::KeyRange;
+using posbias_test::PositionCase;
 using posbias_test::Real;
-using posbias_test::Scene;
 using posbias_test::Where;
 
 namespace {
 
 constexpr double hidden = -std::numeric_limits<double>::infinity();
 
-CausalOrder order_of(const PairPositions& at, Index batches, Index queries, Index keys) {
+CausalVisibility order_of(const PairPositions& at, Index batches, Index queries, Index keys) {
   const Index leading[] = {batches};
-  return {PairLocations({"posbias", "test"}, at, posbias::detail::Leading(leading), queries, keys), queries, keys};
+  return {CheckedPairPositions({"posbias", "test"}, at, posbias::detail::BatchShape(leading), queries, keys), queries,
+          keys};
 }
 
 /// By definition: at the query's position or before; without a position all is seen, and by all.
-bool sees(const Scene& scene, const posbias_test::Shape& shape, Index n, Index i, Index j) {
-  const auto query = scene.q.at(n, i, shape.L1), key = scene.k.at(n, j, shape.L2);
+bool sees(const PositionCase& position_case, const posbias_test::Shape& shape, Index n, Index i, Index j) {
+  const auto query = position_case.q.at(n, i, shape.L1), key = position_case.k.at(n, j, shape.L2);
   return !query || !key || *key <= *query;
 }
 
@@ -47,14 +48,15 @@ struct Tile {
 };
 
 /// What `visible` and `hide` say of a tile is what the positions say.
-bool tile_is_right(const CausalOrder& order, const Scene& scene, const posbias_test::Shape& shape, Tile at) {
+bool tile_is_right(const CausalVisibility& order, const PositionCase& position_case, const posbias_test::Shape& shape,
+                   Tile at) {
   const LogitTile<double>& tile = at.tile;
   Index first = tile.keys, end = 0;
-  order.hide(tile);
+  order.apply(tile);
   for (Index h = 0; h < 2; ++h)
     for (Index i = 0; i < tile.queries; ++i)
       for (Index j = 0; j < tile.keys; ++j) {
-        const bool seen = sees(scene, shape, tile.batch, tile.query + i, tile.key + j);
+        const bool seen = sees(position_case, shape, tile.batch, tile.query + i, tile.key + j);
         if (seen) first = std::min(first, j);
         if (seen) end = std::max(end, j + 1);
         if (tile.row(h, i)[2 * j] != (seen ? 1 : hidden) || tile.row(h, i)[2 * j + 1] != 1) return false;
@@ -69,25 +71,25 @@ TEST_CASE("a key is seen from its position on, wherever tokens are and in whatev
   for (const posbias_test::Shape& shape :
        {posbias_test::Shape{2, 1, 5, 7, 8, 8}, {2, 1, 9, 4, 8, 8}, {3, 1, 7, 7, 8, 8}, {1, 1, 4, 1, 8, 8}}) {
     if (shape.L1 < 5 || shape.L2 < 4) continue;
-    for (const Scene& scene : posbias_test::scenes(shape)) {
-      INFO(scene.name);
-      const CausalOrder order = order_of(scene.pair_positions({shape.B}, {}), shape.B, shape.L1, shape.L2);
+    for (const PositionCase& position_case : posbias_test::position_cases(shape)) {
+      INFO(position_case.name);
+      const CausalVisibility order = order_of(position_case.pair_positions({shape.B}, {}), shape.B, shape.L1, shape.L2);
       bool right = true;
       for (Index n = 0; n < shape.B; ++n)
         for (Index query = 0; query < shape.L1; ++query)
           for (Index queries = 1; query + queries <= shape.L1; ++queries)
             for (Index key = 0; key < shape.L2; ++key)
               for (Index keys = 1; key + keys <= shape.L2; ++keys)
-                right = right && tile_is_right(order, scene, shape, Tile(n, query, queries, key, keys));
+                right = right && tile_is_right(order, position_case, shape, Tile(n, query, queries, key, keys));
       CHECK(right);
     }
   }
 }
 
 TEST_CASE("default positions are the lower triangle, its diagonal included", "[attention]") {
-  const CausalOrder order = order_of({}, 1, 3, 4);
+  const CausalVisibility order = order_of({}, 1, 3, 4);
   Tile at(0, 0, 3, 0, 4);
-  order.hide(at.tile);
+  order.apply(at.tile);
   std::vector<double> seen;
   for (Index i = 0; i < 3; ++i)
     for (Index j = 0; j < 4; ++j) seen.push_back(at.tile.row(0, i)[2 * j]);
@@ -103,9 +105,9 @@ TEST_CASE("reals are in order: of both signs, zeros, neighbours, the smallest an
   const auto count = static_cast<Index>(values.size());
   Eigen::Tensor<double, 1> positions(count);
   std::copy(values.begin(), values.end(), positions.data());
-  const CausalOrder order = order_of({.q_k = positions}, 1, count, count);
+  const CausalVisibility order = order_of({.q_k = positions}, 1, count, count);
   Tile at(0, 0, count, 0, count);
-  order.hide(at.tile);
+  order.apply(at.tile);
   for (Index i = 0; i < count; ++i)
     for (Index j = 0; j < count; ++j)
       CHECK((at.tile.row(0, i)[2 * j] == 1) ==
@@ -118,9 +120,9 @@ TEST_CASE("integers are compared as integers, up to the last ones that are allow
   for (const std::int64_t first : {-limit, limit - 3}) {
     Eigen::Tensor<std::int64_t, 1> positions(4);
     for (Index i = 0; i < 4; ++i) positions(i) = first + (i * 3) % 4;  // 0, 3, 2, 1
-    const CausalOrder order = order_of({.q_k = positions}, 1, 4, 4);
+    const CausalVisibility order = order_of({.q_k = positions}, 1, 4, 4);
     Tile at(0, 0, 4, 0, 4);
-    order.hide(at.tile);
+    order.apply(at.tile);
     for (Index i = 0; i < 4; ++i)
       for (Index j = 0; j < 4; ++j) CHECK((at.tile.row(0, i)[2 * j] == 1) == (positions(j) <= positions(i)));
   }

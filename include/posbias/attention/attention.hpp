@@ -85,10 +85,10 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
                      const V& v, const M& module, const AttentionOptions& options, typename M::Gradients& grads,
                      const TensorView<const Scalar, 2>* log_sum_exp = nullptr) {
   const AttentionInputs<Scalar> to{view<3>(grad_q), view<3>(grad_k), view<3>(grad_v)};
-  AttentionGradients<Scalar> gradients{.grad_out = view<3>(grad_out), .out = view<3>(out)};
+  BackwardViews<Scalar> gradients{.grad_out = view<3>(grad_out), .out = view<3>(out)};
   const AttentionCall<Scalar> call({view<3>(q), view<3>(k), view<3>(v)}, options, to, gradients.grad_out, gradients.out,
                                    log_sum_exp);
-  if (log_sum_exp != nullptr) gradients.top = *log_sum_exp;
+  if (log_sum_exp != nullptr) gradients.m = *log_sum_exp;
   if constexpr (DerivesFromModule<M>) module.check_gradients({"attention_backward", "posbias"}, grads);
 
   with_modified(module, q, k, v, call.at(), [&](const auto& q_, const auto& k_, const auto& v_) {

@@ -9,9 +9,10 @@
 #include <optional>
 #include <string_view>
 
-#include "posbias/attention/fused_attention.hpp"
+#include "posbias/attention/backward.hpp"
+#include "posbias/attention/forward.hpp"
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/positions.hpp"
-#include "posbias/core/token_locations.hpp"
 #include "posbias/tile/mask_term.hpp"
 
 namespace posbias {
@@ -52,7 +53,7 @@ class AttentionCall {
   void forward(const Inputs& modified, const LogitTerm<Scalar>& bias, const AttentionResults<Scalar>& results) const;
   /// `attention_backward`.
   void backward(const Inputs& modified, const LogitTerm<Scalar>& bias, LogitAdjoint<Scalar>& adjoint,
-                const AttentionGradients<Scalar>& gradients) const;
+                const BackwardViews<Scalar>& gradients) const;
 
  private:
   [[gnu::cold]] AttentionCall(std::string_view function, const Inputs& inputs, const AttentionOptions& options);
@@ -70,8 +71,8 @@ class AttentionCall {
   AttentionShape shape_;
   Scalar scale_;
   PairPositions at_;
-  BroadcastMask mask_;
-  std::optional<CausalOrder> causal_;
+  MaskTerm mask_;
+  std::optional<CausalVisibility> causal_;
 };
 
 /// Throws ShapeError unless a tensor (B, *, L1, NH, H) is for the queries, with the features of v.
@@ -153,7 +154,7 @@ AttentionCall<Scalar>::AttentionCall(std::string_view function, const Inputs& in
     fail<OptionError>("posbias::", function, ": scale = ", *options.scale,
                       "; it must be finite, also as the tensors' scalar");
   if (!options.executor.serial()) at_.executor = options.executor;
-  const PairLocations locations({"posbias", function}, at_, shape_.leading, shape_.queries, shape_.keys);
+  const CheckedPairPositions locations({"posbias", function}, at_, shape_.leading, shape_.queries, shape_.keys);
   if (!options.causal) return;
   if (shape_.queries != shape_.keys && !at_.q_k.given() && !at_.q.given() && !at_.k.given())
     fail<PositionError>("posbias::", function, ": causal needs positions, since L1 = ", shape_.queries,
@@ -175,7 +176,7 @@ void AttentionCall<Scalar>::forward(const Inputs& modified, const LogitTerm<Scal
 
 template <class Scalar>
 void AttentionCall<Scalar>::backward(const Inputs& modified, const LogitTerm<Scalar>& bias,
-                                     LogitAdjoint<Scalar>& adjoint, const AttentionGradients<Scalar>& gradients) const {
+                                     LogitAdjoint<Scalar>& adjoint, const BackwardViews<Scalar>& gradients) const {
   attention_backward<Scalar>(tiles(modified, bias), gradients, adjoint, at_.executor);
 }
 

@@ -24,7 +24,7 @@
 namespace posbias::detail {
 
 /// Some queries of all heads that share a head of keys. Its rows are its queries, head by head.
-struct QueryShare {
+struct QueryBlock {
   Index batch, key_head, query, queries;
 };
 
@@ -40,8 +40,8 @@ class AttentionTiles {
   const View q, k, v;
   const Scalar scale;
   const LogitTerm<Scalar>& bias;
-  const BroadcastMask mask;
-  const std::optional<CausalOrder> causal;
+  const MaskTerm mask;
+  const std::optional<CausalVisibility> causal;
 
   [[nodiscard]] Index batches() const { return q.batches(); }
   [[nodiscard]] Index queries() const { return q.shape[0]; }
@@ -54,8 +54,8 @@ class AttentionTiles {
   [[nodiscard]] Index value_features() const { return v.shape[2]; }
 
   /// The most queries and keys in a tile; keys in whole lanes.
-  [[nodiscard]] Index most_queries() const { return (std::min)(queries(), queries_per_block); }
-  [[nodiscard]] Index most_keys() const { return (std::min)(whole_lanes<Scalar>(keys()), keys_per_block); }
+  [[nodiscard]] Index max_queries() const { return (std::min)(queries(), queries_per_block); }
+  [[nodiscard]] Index max_keys() const { return (std::min)(round_up_to_lanes<Scalar>(keys()), keys_per_block); }
   /// How many keys the block from `key` on has.
   [[nodiscard]] Index block_keys(Index key) const { return (std::min)(keys_per_block, keys() - key); }
 
@@ -65,22 +65,22 @@ class AttentionTiles {
             tensor.strides[2]};
   }
 
-  /// Calls `visit(head)` for the heads of a share.
+  /// Calls `visit(head)` for the heads of a block.
   template <class Visit>
-  void for_each_head(const QueryShare& share, const Visit& visit) const {
-    for (Index h = share.key_head * group(); h < (share.key_head + 1) * group(); ++h) visit(h);
+  void for_each_head(const QueryBlock& block, const Visit& visit) const {
+    for (Index h = block.key_head * group(); h < (block.key_head + 1) * group(); ++h) visit(h);
   }
 
   /// Calls `visit(tile, row of its first query)` for the tiles of a block of keys. Keys that none of a tile's queries
-  /// sees are cut off in whole lanes, and where nothing is left there is no tile. `memory` is for `most_queries()` by
-  /// `most_keys()` logits.
+  /// sees are cut off in whole lanes, and where nothing is left there is no tile. `memory` is for `max_queries()` by
+  /// `max_keys()` logits.
   template <class Visit>
-  void for_each_tile(const QueryShare& share, Index key, Scalar* memory, const Visit& visit) const {
+  void for_each_tile(const QueryBlock& block, Index key, Scalar* memory, const Visit& visit) const {
     Index row = 0;
-    for_each_head(share, [&](Index h) {
-      for (Index i = 0; i < share.queries; i += queries_per_block) {
-        const Index count = (std::min)(queries_per_block, share.queries - i);
-        Tile tile{memory, 0, most_keys(), 1, share.batch, h, 1, share.query + i, count, key, block_keys(key)};
+    for_each_head(block, [&](Index h) {
+      for (Index i = 0; i < block.queries; i += queries_per_block) {
+        const Index count = (std::min)(queries_per_block, block.queries - i);
+        Tile tile{memory, 0, max_keys(), 1, block.batch, h, 1, block.query + i, count, key, block_keys(key)};
         if (causal) {
           const KeyRange seen = causal->visible(tile);
           const Index begin = seen.begin / lanes<Scalar> * lanes<Scalar>;
@@ -95,17 +95,18 @@ class AttentionTiles {
 
   /// Writes the logits of a tile, and -inf behind its last key up to whole lanes. `scaled_q` are its queries, (queries,
   /// H), `k_by_feature` its keys. Returns whether any key is hidden from a query.
-  bool fill(Tile tile, const Scalar* scaled_q, const Panels<Scalar>& k_by_feature) const {
+  bool fill(Tile tile, const Scalar* scaled_q, const PackedMatrix<Scalar>& k_by_feature) const {
     tile.key_stride = 1;  // as in all tiles here, but so that compilers see it
-    multiply<Sum::fresh>(tile.queries, tile.keys, features(), Factor<Scalar>{scaled_q, features(), 1}, k_by_feature,
-                         tile.data, tile.query_stride);
+    multiply<Accumulate::overwrite>(tile.queries, tile.keys, features(), MatrixView<Scalar>{scaled_q, features(), 1},
+                                    k_by_feature, tile.data, tile.query_stride);
     bias.add_to(tile);
     bool hides = bias.hides();
     if (hides) bias.hide(tile);
     hides |= mask.add_to(tile);
-    if (causal) hides |= causal->hide(tile);
+    if (causal) hides |= causal->apply(tile);
     for (Index i = 0; i < tile.queries; ++i)
-      std::fill(tile.row(0, i) + tile.keys, tile.row(0, i) + whole_lanes<Scalar>(tile.keys), minus_infinity<Scalar>());
+      std::fill(tile.row(0, i) + tile.keys, tile.row(0, i) + round_up_to_lanes<Scalar>(tile.keys),
+                minus_infinity<Scalar>());
     return hides;
   }
 };

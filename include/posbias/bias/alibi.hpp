@@ -96,16 +96,16 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
     for (Index h = head; h < head + heads; ++h) {
       Scalar* value = values + (h - head) * static_cast<Index>(relative.size());
       for (std::size_t d = 0; d < relative.size(); ++d) value[d] = static_cast<Scalar>(penalty(h, distances[d]));
-      if (!looks_one_way(h)) continue;
+      if (!is_directional(h)) continue;
       for (std::size_t d = 0; d < relative.size(); ++d)
-        value[d] = detail::visible_or_hidden(!blocked(h, relative[d]), value[d]);
+        value[d] = detail::visible_or_hidden(!is_masked(h, relative[d]), value[d]);
     }
   }
 
   /// Whether the bias may be -inf.
   [[nodiscard]] bool hides() const { return options_.asymmetric; }
 
-  /// Adjoint of `evaluate`: with y = |r| / divisor the bias is -slope·y; what is blocked does not move.
+  /// Adjoint of `evaluate`: with y = |r| / divisor the bias is -slope·y; what is masked does not move.
   void evaluate_backward(std::span<const double> relative, Index head, Index heads, const double* grad_values,
                          Gradients& grads) const {
     const double divisor = this->parameters_.divisor();
@@ -113,7 +113,7 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
     for (Index h = head; h < head + heads; ++h)
       for (const double r : relative) {
         const double grad = *grad_values++;
-        if (!blocked(h, r)) sum += grad * penalty(h, std::abs(r) / divisor);
+        if (!is_masked(h, r)) sum += grad * penalty(h, std::abs(r) / divisor);
       }
     this->parameters_.backward(sum, grads);
   }
@@ -124,11 +124,11 @@ class ALiBi : public RelativeBias<ALiBi<Scalar>, Scalar, Divide<Scalar>> {
   /// Never -0, nor 0 times infinity.
   [[nodiscard]] double penalty(Index h, double distance) const { return slope(h) == 0 ? 0 : 0 - slope(h) * distance; }
 
-  [[nodiscard]] bool looks_one_way(Index h) const { return options_.asymmetric && h < options_.use_n_heads; }
+  [[nodiscard]] bool is_directional(Index h) const { return options_.asymmetric && h < options_.use_n_heads; }
 
   /// `relative` is key minus query.
-  [[nodiscard]] bool blocked(Index h, double relative) const {
-    return looks_one_way(h) && (h % 2 == 0 ? relative < 0 : relative > 0);
+  [[nodiscard]] bool is_masked(Index h, double relative) const {
+    return is_directional(h) && (h % 2 == 0 ? relative < 0 : relative > 0);
   }
 
   Options options_;

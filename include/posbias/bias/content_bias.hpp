@@ -8,9 +8,9 @@
 #include <string_view>
 #include <utility>
 
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
-#include "posbias/core/token_locations.hpp"
 #include "posbias/tile/mask_loop.hpp"
 
 namespace posbias {
@@ -19,8 +19,8 @@ namespace posbias {
 ///   - `static constexpr std::string_view name`, and `head_dim_option`, what it calls the features of a head;
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `static constexpr bool integers_only`, if positions must be integers;
-///   - `static constexpr bool looks_at_keys`: whether k has a gradient;
-///   - `using Prepared`, and `Prepared prepared(const View& q, const View& k, PairLocations, const Executor&) const`: the bias
+///   - `static constexpr bool depends_on_keys`: whether k has a gradient;
+///   - `using Prepared`, and `Prepared prepared(const View& q, const View& k, CheckedPairPositions, const Executor&) const`: the bias
 ///     at given positions, ready for tiles (see `Module::prepare`); it may refer to the module and to the tensors, and keep
 ///     the executor.
 template <class Derived, class Scalar_, class Parameters = NoParameters>
@@ -104,15 +104,16 @@ class ContentBias : public Module<Derived, Parameters> {
   void backward(const ConstView& grad_mask, const View& grad_q, const View& grad_k, const Shape& grad_v,
                 const Inputs& inputs, const PairPositions& at, Gradients& grads) const;
 
-  [[nodiscard]] PairLocations locations(const detail::Hook& hook, const detail::AttentionShape& shape,
-                                        const PairPositions& at) const;
-  [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument, const Shape& mask,
-                                      const Inputs& inputs, const PairPositions& at) const;
-  [[nodiscard]] PairLocations checked_mod_mask(const ConstView& mask, const Inputs& inputs,
+  [[nodiscard]] CheckedPairPositions locations(const detail::Hook& hook, const detail::AttentionShape& shape,
                                                const PairPositions& at) const;
-  [[nodiscard]] PairLocations checked_backward(const ConstView& grad_mask, const ConstView& grad_q,
-                                               const ConstView& grad_k, const Shape& grad_v, const Inputs& inputs,
-                                               const PairPositions& at, const Gradients& grads) const;
+  [[nodiscard]] CheckedPairPositions checked(const detail::Hook& hook, std::string_view argument, const Shape& mask,
+                                             const Inputs& inputs, const PairPositions& at) const;
+  [[nodiscard]] CheckedPairPositions checked_mod_mask(const ConstView& mask, const Inputs& inputs,
+                                                      const PairPositions& at) const;
+  [[nodiscard]] CheckedPairPositions checked_backward(const ConstView& grad_mask, const ConstView& grad_q,
+                                                      const ConstView& grad_k, const Shape& grad_v,
+                                                      const Inputs& inputs, const PairPositions& at,
+                                                      const Gradients& grads) const;
 };
 
 template <class Derived, class Scalar, class Parameters>
@@ -129,7 +130,7 @@ void ContentBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_ma
   const auto prepared = derived().prepared(
       inputs.q, inputs.k, checked_backward(grad_mask, grad_q, grad_k, grad_v, inputs, at, grads), at.executor);
   detail::NativeCopies<Scalar> native;  // they are added to many times, and rounded once
-  auto sums = prepared.accumulator(native(grad_q), Derived::looks_at_keys ? native(grad_k) : grad_k);
+  auto sums = prepared.accumulator(native(grad_q), Derived::depends_on_keys ? native(grad_k) : grad_k);
   detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
   prepared.finish(sums, grads);
   native.write_back();
@@ -147,44 +148,44 @@ detail::AttentionShape ContentBias<Derived, Scalar, Parameters>::check_queries(c
 }
 
 template <class Derived, class Scalar, class Parameters>
-PairLocations ContentBias<Derived, Scalar, Parameters>::locations(const detail::Hook& hook,
-                                                                  const detail::AttentionShape& shape,
-                                                                  const PairPositions& at) const {
-  PairLocations result(hook, at, shape.leading, shape.queries, shape.keys);
+CheckedPairPositions ContentBias<Derived, Scalar, Parameters>::locations(const detail::Hook& hook,
+                                                                         const detail::AttentionShape& shape,
+                                                                         const PairPositions& at) const {
+  CheckedPairPositions result(hook, at, shape.leading, shape.queries, shape.keys);
   if constexpr (Derived::integers_only) result.require_integers(hook, at);
   return result;
 }
 
 template <class Derived, class Scalar, class Parameters>
-PairLocations ContentBias<Derived, Scalar, Parameters>::checked(const detail::Hook& hook, std::string_view argument,
-                                                                const Shape& mask, const Inputs& inputs,
-                                                                const PairPositions& at) const {
+CheckedPairPositions ContentBias<Derived, Scalar, Parameters>::checked(const detail::Hook& hook,
+                                                                       std::string_view argument, const Shape& mask,
+                                                                       const Inputs& inputs,
+                                                                       const PairPositions& at) const {
   const detail::AttentionShape shape = check_queries(hook, inputs.q, inputs.k, inputs.v);
   detail::check_mask_fits(hook, argument, mask, inputs.q, inputs.k, inputs.v);
   return locations(hook, shape, at);
 }
 
 template <class Derived, class Scalar, class Parameters>
-PairLocations ContentBias<Derived, Scalar, Parameters>::checked_mod_mask(const ConstView& mask, const Inputs& inputs,
-                                                                         const PairPositions& at) const {
+CheckedPairPositions ContentBias<Derived, Scalar, Parameters>::checked_mod_mask(const ConstView& mask,
+                                                                                const Inputs& inputs,
+                                                                                const PairPositions& at) const {
   const detail::Hook hook = hook_of("mod_mask", at);
-  PairLocations result = checked(hook, "mask", mask, inputs, at);
+  CheckedPairPositions result = checked(hook, "mask", mask, inputs, at);
   detail::check_apart(hook, {"mask", mask}, {{"q", inputs.q}, {"k", inputs.k}, {"v", inputs.v}});
   return result;
 }
 
 template <class Derived, class Scalar, class Parameters>
-PairLocations ContentBias<Derived, Scalar, Parameters>::checked_backward(const ConstView& grad_mask,
-                                                                         const ConstView& grad_q,
-                                                                         const ConstView& grad_k, const Shape& grad_v,
-                                                                         const Inputs& inputs, const PairPositions& at,
-                                                                         const Gradients& grads) const {
+CheckedPairPositions ContentBias<Derived, Scalar, Parameters>::checked_backward(
+    const ConstView& grad_mask, const ConstView& grad_q, const ConstView& grad_k, const Shape& grad_v,
+    const Inputs& inputs, const PairPositions& at, const Gradients& grads) const {
   const detail::Hook hook = hook_of("mod_mask_backward", at);
-  PairLocations result = checked(hook, "grad_mask", grad_mask, inputs, at);
+  CheckedPairPositions result = checked(hook, "grad_mask", grad_mask, inputs, at);
   detail::check_gradient_shapes(hook, grad_q, grad_k, grad_v, inputs.q, inputs.k, inputs.v);
   this->check_gradients("mod_mask_backward", grads);
   detail::check_apart(hook, {"grad_q", grad_q}, {{"grad_mask", grad_mask}, {"q", inputs.q}, {"k", inputs.k}});
-  if constexpr (Derived::looks_at_keys) {
+  if constexpr (Derived::depends_on_keys) {
     detail::check_apart(hook, {"grad_k", grad_k}, {{"grad_mask", grad_mask}, {"q", inputs.q}, {"k", inputs.k}});
     if (!detail::same_tensor(grad_q, grad_k)) detail::check_apart(hook, {"grad_q", grad_q}, {{"grad_k", grad_k}});
   }

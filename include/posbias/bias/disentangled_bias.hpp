@@ -56,7 +56,7 @@ struct DisentangledBiasOptions {
 
 namespace detail {
 
-/// One term, as `PreparedQueryBias` wants it: the table's projection at given relative positions.
+/// One term, as `ProjectedBias` wants it: the table's projection at given relative positions.
 template <class Scalar_>
 class DisentangledTerm {
  public:
@@ -78,7 +78,7 @@ class DisentangledTerm {
   [[nodiscard]] std::vector<Scalar> offsets() const { return std::vector<Scalar>(static_cast<std::size_t>(dim())); }
 
   /// Those of the table.
-  [[nodiscard]] std::pair<double, double> ends() const {
+  [[nodiscard]] std::pair<double, double> clamp_range() const {
     const Index middle = table_->positions() / 2;
     const auto first = static_cast<double>(-middle), last = static_cast<double>(table_->positions() - 1 - middle);
     return sign_ > 0 ? std::pair(first, last) : std::pair(-last, -first);
@@ -141,9 +141,9 @@ class DisentangledTerm {
 /// The terms of a `DisentangledBias` at given positions, ready to add themselves to tiles of logits in any order and from
 /// any thread. Refers to the module, to q and to k, which must outlive it.
 template <class Scalar_>
-class PreparedDisentangledBias {
+class DisentangledTerm {
   using Term = detail::DisentangledTerm<Scalar_>;
-  using PreparedTerm = PreparedQueryBias<Term>;
+  using PreparedTerm = ProjectedBias<Term>;
 
  public:
   using Scalar = Scalar_;                                                    ///< of its tensors and parameters
@@ -158,9 +158,8 @@ class PreparedDisentangledBias {
   };
 
   /// Projects the rows of the table that are read, in tasks of the executor.
-  PreparedDisentangledBias(const RelativePositionTable<Scalar>& table, const DisentangledBiasOptions& options,
-                           Scalar scale, const Content& q, const Content& k, const PairLocations& at,
-                           const Executor& executor);
+  DisentangledTerm(const RelativePositionTable<Scalar>& table, const DisentangledBiasOptions& options, Scalar scale,
+                   const Content& q, const Content& k, const CheckedPairPositions& at, const Executor& executor);
 
   /// Whether tiles of different heads may be accumulated at the same time.
   [[nodiscard]] bool heads_are_independent() const;
@@ -200,11 +199,11 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
  public:
   using Scalar = Scalar_;                                       ///< of its tensors and parameters
   using Options = DisentangledBiasOptions;                      ///< what it is made from
-  using Prepared = PreparedDisentangledBias<Scalar>;            ///< what adds itself to tiles
+  using Prepared = DisentangledTerm<Scalar>;                    ///< what adds itself to tiles
   static constexpr std::string_view name = "DisentangledBias",  ///< in messages
       head_dim_option = "head_dim";                             ///< what sets the features of a head, in messages
   static constexpr bool integers_only = true,                   ///< positions must be integers
-      looks_at_keys = true;                                     ///< k has a gradient
+      depends_on_keys = true;                                   ///< k has a gradient
 
   /// Throws OptionError.
   explicit DisentangledBias(const Options& options, std::uint64_t seed = 0);
@@ -216,7 +215,7 @@ class DisentangledBias : public ContentBias<DisentangledBias<Scalar_>, Scalar_, 
 
   /// What `mod_mask` adds. Refers to this module, to q and to k.
   [[nodiscard]] Prepared prepared(const typename Base::ConstView& q, const typename Base::ConstView& k,
-                                  const PairLocations& at, const Executor& executor) const {
+                                  const CheckedPairPositions& at, const Executor& executor) const {
     return Prepared(this->parameters_, options_, scale_, q, k, at, executor);
   }
 
@@ -240,10 +239,9 @@ detail::DisentangledTerm<Scalar>::DisentangledTerm(const RelativePositionTable<S
 }
 
 template <class Scalar>
-PreparedDisentangledBias<Scalar>::PreparedDisentangledBias(const RelativePositionTable<Scalar>& table,
-                                                           const DisentangledBiasOptions& options, Scalar scale,
-                                                           const Content& q, const Content& k, const PairLocations& at,
-                                                           const Executor& executor) {
+DisentangledTerm<Scalar>::DisentangledTerm(const RelativePositionTable<Scalar>& table,
+                                           const DisentangledBiasOptions& options, Scalar scale, const Content& q,
+                                           const Content& k, const CheckedPairPositions& at, const Executor& executor) {
   const bool by_query_minus_key = options.index == DisentangledIndex::query_minus_key;
   const bool paper = options.index == DisentangledIndex::paper;
   const auto term = [&](bool to_queries, std::int64_t sign) {
@@ -255,24 +253,24 @@ PreparedDisentangledBias<Scalar>::PreparedDisentangledBias(const RelativePositio
   }
   if (options.mode.contains(p2c)) {
     queries_ = term(true, by_query_minus_key ? 1 : -1);  // positions are swapped
-    p2c_.emplace(*queries_, k, PairLocations(at.k, at.q), executor);
+    p2c_.emplace(*queries_, k, CheckedPairPositions(at.k, at.q), executor);
   }
 }
 
 template <class Scalar>
-bool PreparedDisentangledBias<Scalar>::heads_are_independent() const {
+bool DisentangledTerm<Scalar>::heads_are_independent() const {
   return (!c2p_ || c2p_->heads_are_independent()) && (!p2c_ || p2c_->heads_are_independent());
 }
 
 template <class Scalar>
-void PreparedDisentangledBias<Scalar>::add_to(const LogitTile<Scalar>& tile) const {
+void DisentangledTerm<Scalar>::add_to(const LogitTile<Scalar>& tile) const {
   if (c2p_) c2p_->add_to(tile);
   if (p2c_) p2c_->add_to(tile.transposed());
 }
 
 template <class Scalar>
-auto PreparedDisentangledBias<Scalar>::accumulator(const detail::TensorView<Scalar, 3>& grad_q,
-                                                   const detail::TensorView<Scalar, 3>& grad_k) const -> Accumulator {
+auto DisentangledTerm<Scalar>::accumulator(const detail::TensorView<Scalar, 3>& grad_q,
+                                           const detail::TensorView<Scalar, 3>& grad_k) const -> Accumulator {
   Accumulator result;
   if (c2p_) result.c2p.emplace(c2p_->accumulator(grad_q, grad_k));
   if (p2c_) result.p2c.emplace(p2c_->accumulator(grad_k, grad_q));
@@ -280,13 +278,13 @@ auto PreparedDisentangledBias<Scalar>::accumulator(const detail::TensorView<Scal
 }
 
 template <class Scalar>
-void PreparedDisentangledBias<Scalar>::accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const {
+void DisentangledTerm<Scalar>::accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const {
   if (c2p_) c2p_->accumulate(tile, *to.c2p);
   if (p2c_) p2c_->accumulate(tile.transposed(), *to.p2c);
 }
 
 template <class Scalar>
-void PreparedDisentangledBias<Scalar>::finish(Accumulator& from, Gradients& grads) const {
+void DisentangledTerm<Scalar>::finish(Accumulator& from, Gradients& grads) const {
   if (c2p_) c2p_->finish(*from.c2p, grads);
   if (p2c_) p2c_->finish(*from.p2c, grads);
 }

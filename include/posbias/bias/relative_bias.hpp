@@ -2,7 +2,7 @@
 /// \file
 /// Family base of the biases that depend on the relative position only: mask(h, i, j) += b_h(pos_k(j) - pos_q(i)).
 ///
-/// The base checks shapes and positions and leaves where each value stands to `PreparedRelativeBias`; a module says
+/// The base checks shapes and positions and leaves where each value stands to `TabulatedBias`; a module says
 /// what the values are.
 #pragma once
 
@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/module.hpp"
-#include "posbias/core/token_locations.hpp"
 #include "posbias/tile/column_major_bias.hpp"
 #include "posbias/tile/mask_loop.hpp"
 #include "posbias/tile/tabulated_bias.hpp"
@@ -47,8 +47,8 @@ class RelativeBias : public Module<Derived, Parameters> {
   using Scalar = Scalar_;  ///< of its tensors and parameters
   using typename Base::Gradients;
   static_assert(detail::is_float_or_double<Scalar>, "posbias: modules and tensors are of float or double");
-  using Prepared = PreparedRelativeBias<Derived>;  ///< what adds itself to tiles
-  static constexpr bool integers_only = false;     ///< positions may be reals
+  using Prepared = TabulatedBias<Derived>;      ///< what adds itself to tiles
+  static constexpr bool integers_only = false;  ///< positions may be reals
 
   /// Whether the bias may be -inf.
   [[nodiscard]] bool hides() const { return false; }
@@ -59,21 +59,21 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
-    modify<Onto::logits>(hook_of("mod_mask", at), detail::view<3>(mask), at);
+    modify<Write::add>(hook_of("mod_mask", at), detail::view<3>(mask), at);
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    modify<Onto::logits>(hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
+    modify<Write::add>(hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
   }
 
   /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    modify<Onto::zeros>(hook_of("set_mask", at), detail::view<3>(mask), at, shapes);
+    modify<Write::assign>(hook_of("set_mask", at), detail::view<3>(mask), at, shapes);
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
@@ -97,7 +97,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   [[nodiscard]] Eigen::Tensor<Scalar, 3, Layout> bias(Index queries, Index keys, const PairPositions& at = {}) const {
     check_lengths(hook_of("bias", at), queries, keys);
     Eigen::Tensor<Scalar, 3, Layout> result(derived().n_heads(), queries, keys);
-    modify<Onto::zeros>(hook_of("bias", at), detail::view<3>(result), at);
+    modify<Write::assign>(hook_of("bias", at), detail::view<3>(result), at);
     return result;
   }
 
@@ -132,7 +132,7 @@ class RelativeBias : public Module<Derived, Parameters> {
                                  const PairPositions& at = {}) const& {
     const detail::Hook hook = hook_of("prepare", at);
     check_lengths(hook, queries, keys);
-    return Prepared(derived(), locations(hook, detail::Leading(leading), queries, keys, at), at.executor);
+    return Prepared(derived(), locations(hook, detail::BatchShape(leading), queries, keys, at), at.executor);
   }
   Prepared prepare(std::span<const Index> leading, Index queries, Index keys, const PairPositions& at = {}) && = delete;
 
@@ -180,9 +180,9 @@ class RelativeBias : public Module<Derived, Parameters> {
     detail::check_heads(hook, argument, heads, derived().n_heads());
   }
 
-  [[nodiscard]] static PairLocations locations(const detail::Hook& hook, const detail::Leading& leading, Index queries,
-                                               Index keys, const PairPositions& at) {
-    PairLocations result(hook, at, leading, queries, keys);
+  [[nodiscard]] static CheckedPairPositions locations(const detail::Hook& hook, const detail::BatchShape& leading,
+                                                      Index queries, Index keys, const PairPositions& at) {
+    CheckedPairPositions result(hook, at, leading, queries, keys);
     if constexpr (Derived::integers_only) result.require_integers(hook, at);
     return result;
   }
@@ -194,22 +194,23 @@ class RelativeBias : public Module<Derived, Parameters> {
 
   /// Where the tokens of a mask are, or of its gradient; checks all that it is given with.
   template <class S>
-  [[nodiscard]] PairLocations checked(const detail::Hook& hook, std::string_view argument,
-                                      const detail::TensorView<S, 3>& mask, const PairPositions& at, Shapes qkv) const {
+  [[nodiscard]] CheckedPairPositions checked(const detail::Hook& hook, std::string_view argument,
+                                             const detail::TensorView<S, 3>& mask, const PairPositions& at,
+                                             Shapes qkv) const {
     if (!qkv.empty()) detail::check_mask_fits(hook, argument, mask, qkv[0], qkv[1], qkv[2]);
     check_heads(hook, argument, mask.shape[0]);
     if constexpr (!std::is_const_v<S>) detail::check_apart(hook, {argument, mask});
     return locations(hook, mask.leading, mask.shape[1], mask.shape[2], at);
   }
-  [[nodiscard]] PairLocations checked_backward(const ConstView& grad_mask, const PairPositions& at,
-                                               const Gradients& grads, Shapes qkv) const {
-    PairLocations result = checked(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, at, qkv);
+  [[nodiscard]] CheckedPairPositions checked_backward(const ConstView& grad_mask, const PairPositions& at,
+                                                      const Gradients& grads, Shapes qkv) const {
+    CheckedPairPositions result = checked(hook_of("mod_mask_backward", at), "grad_mask", grad_mask, at, qkv);
     this->check_gradients("mod_mask_backward", grads);
     return result;
   }
 
   /// The hooks, past the tensors.
-  template <Onto onto>
+  template <Write how>
   void modify(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv = {}) const;
   void backward(const ConstView& grad_mask, const PairPositions& at, Gradients& grads, Shapes qkv = {}) const;
   void check(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv) const;
@@ -218,10 +219,10 @@ class RelativeBias : public Module<Derived, Parameters> {
                                   const PairPositions& at) const;
 
   /// Zeros come first where the bias does not write all.
-  template <Onto onto>
+  template <Write how>
   static void write(const View& mask, const auto& prepared, const Executor& executor) {
-    if constexpr (onto == Onto::zeros) {
-      if (prepared.covers_all()) return detail::add_to_mask<onto>(mask, prepared, executor);
+    if constexpr (how == Write::assign) {
+      if (prepared.covers_all()) return detail::add_to_mask<how>(mask, prepared, executor);
       detail::fill_zero(mask);
     }
     detail::add_to_mask(mask, prepared, executor);
@@ -231,21 +232,21 @@ class RelativeBias : public Module<Derived, Parameters> {
 };
 
 template <class Derived, class Scalar, class Parameters>
-template <Onto onto>
+template <Write how>
 void RelativeBias<Derived, Scalar, Parameters>::modify(const detail::Hook& hook, const View& mask,
                                                        const PairPositions& at, Shapes qkv) const {
-  PairLocations where = checked(hook, "mask", mask, at, qkv);
+  CheckedPairPositions where = checked(hook, "mask", mask, at, qkv);
   if (detail::is_whole_column_major(mask)) {
     const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
-    if (prepared.tabulated()) return write<onto>(mask, prepared, at.executor);
+    if (prepared.tabulated()) return write<how>(mask, prepared, at.executor);
   }
-  write<onto>(mask, Prepared(derived(), std::move(where), at.executor), at.executor);
+  write<how>(mask, Prepared(derived(), std::move(where), at.executor), at.executor);
 }
 
 template <class Derived, class Scalar, class Parameters>
 void RelativeBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_mask, const PairPositions& at,
                                                          Gradients& grads, Shapes qkv) const {
-  const PairLocations where = checked_backward(grad_mask, at, grads, qkv);
+  const CheckedPairPositions where = checked_backward(grad_mask, at, grads, qkv);
   if (!this->has_parameters()) return;
   const Prepared prepared(derived(), where, at.executor);
   auto sums = prepared.accumulator();

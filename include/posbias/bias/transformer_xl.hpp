@@ -34,8 +34,8 @@
 #include "posbias/core/executor.hpp"
 #include "posbias/kernel/distances.hpp"
 #include "posbias/kernel/divide.hpp"
-#include "posbias/kernel/frequencies.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/sin_cos.hpp"
 #include "posbias/kernel/sums.hpp"
 #include "posbias/kernel/workspace.hpp"
 #include "posbias/tile/projected_bias.hpp"
@@ -93,10 +93,10 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   using typename Base::Gradients;
   using HooksWithoutV<TransformerXL>::mod_qkv;
   using HooksWithoutV<TransformerXL>::mod_qkv_backward;
-  using Prepared = PreparedQueryBias<TransformerXL>;            ///< what adds itself to tiles
+  using Prepared = ProjectedBias<TransformerXL>;                ///< what adds itself to tiles
   static constexpr std::string_view name = "TransformerXL",     ///< in messages
       head_dim_option = "dim / n_heads";                        ///< what sets the features of a head, in messages
-  static constexpr bool looks_at_keys = false;                  ///< k has no gradient
+  static constexpr bool depends_on_keys = false;                ///< k has no gradient
   static constexpr QKVChanges changes{.k = false, .v = false};  ///< q
 
   /// Throws OptionError.
@@ -139,7 +139,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   }
   /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must
   /// be the query: a rotation composed with this module would turn u as well. Refers to this module and to q.
-  [[nodiscard]] Prepared prepared(const ConstView& q, const ConstView& /*k*/, PairLocations at,
+  [[nodiscard]] Prepared prepared(const ConstView& q, const ConstView& /*k*/, CheckedPairPositions at,
                                   const Executor& executor) const {
     return Prepared(*this, q, std::move(at), executor);
   }
@@ -154,7 +154,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   [[nodiscard]] std::vector<Scalar> offsets() const;
 
   /// Every distance has an r of its own.
-  [[nodiscard]] static std::pair<double, double> ends() {
+  [[nodiscard]] static std::pair<double, double> clamp_range() {
     return {std::numeric_limits<double>::lowest(), (std::numeric_limits<double>::max)()};
   }
 
@@ -190,10 +190,10 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   }
 
   [[nodiscard]] detail::PairLayout pairs() const { return detail::pair_layout(options_.layout, options_.dim); }
-  [[nodiscard]] detail::Factor<Scalar> sine_weights() const {
+  [[nodiscard]] detail::MatrixView<Scalar> sine_weights() const {
     return {this->parameters_.weight.data(), options_.dim, pairs().step};
   }
-  [[nodiscard]] detail::Factor<Scalar> cosine_weights() const {
+  [[nodiscard]] detail::MatrixView<Scalar> cosine_weights() const {
     return {this->parameters_.weight.data() + pairs().cosine, options_.dim, pairs().step};
   }
 
@@ -314,14 +314,14 @@ template <class Scalar>
 void TransformerXL<Scalar>::project(std::span<const double> relative, Scalar* r, Index stride,
                                     const Executor& executor) const {
   const Index frequencies = options_.dim / 2;
-  detail::SinusoidMaker maker(frequencies_, this->parameters_.divide.divisor());
+  detail::SinCos maker(frequencies_, this->parameters_.divide.divisor());
   detail::Workspace<Scalar> memory;
   detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
     const auto sinusoids = maker.template make<Scalar>(block.distances);
     const Index columns = sinusoids.stride, size = frequencies * columns;
     memory.make_room(2 * size);
     const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
-      return detail::pack(detail::Factor<Scalar>{values.data(), columns, 1}, frequencies, columns, to);
+      return detail::pack(detail::MatrixView<Scalar>{values.data(), columns, 1}, frequencies, columns, to);
     };
     const auto sines = packed(sinusoids.sines, memory.data());
     const auto cosines = packed(sinusoids.cosines, memory.data() + size);
@@ -329,10 +329,10 @@ void TransformerXL<Scalar>::project(std::span<const double> relative, Scalar* r,
       detail::Workspace<Scalar> odd(rows * columns), even(rows * columns);
       for (Index o = 0; this->parameters_.bias && o < rows; ++o)
         std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(first + o));
-      detail::multiply<detail::Sum::fresh>(rows, columns, frequencies, sine_weights().from_row(first), sines,
-                                           odd.data(), columns);
-      detail::multiply<detail::Sum::continued>(rows, columns, frequencies, cosine_weights().from_row(first), cosines,
-                                               even.data(), columns);
+      detail::multiply<detail::Accumulate::overwrite>(rows, columns, frequencies, sine_weights().from_row(first), sines,
+                                                      odd.data(), columns);
+      detail::multiply<detail::Accumulate::extend>(rows, columns, frequencies, cosine_weights().from_row(first),
+                                                   cosines, even.data(), columns);
       for (Index o = 0; o < rows; ++o)
         for (const detail::ColumnRun& run : block.runs) {
           const Scalar* plus = even.data() + o * columns + run.distance;
@@ -350,7 +350,7 @@ void TransformerXL<Scalar>::project(std::span<const double> relative, Scalar* r,
 template <class Scalar>
 void TransformerXL<Scalar>::project_backward(std::span<const double> relative, const double* grad_r, Index stride,
                                              ProjectionSums& sums, const Executor& executor) const {
-  const Index dim = options_.dim, frequencies = dim / 2, width = detail::whole_lanes<Scalar>(frequencies);
+  const Index dim = options_.dim, frequencies = dim / 2, width = detail::round_up_to_lanes<Scalar>(frequencies);
   sums.sine_weights.resize(static_cast<std::size_t>(dim * width));
   sums.cosine_weights.resize(sums.sine_weights.size());
   sums.bias.resize(static_cast<std::size_t>(dim));
@@ -358,14 +358,14 @@ void TransformerXL<Scalar>::project_backward(std::span<const double> relative, c
   for (Index o = 0; o < dim; ++o)
     sums.bias[static_cast<std::size_t>(o)] += detail::sum_in_double(grad_r + o * stride, std::ssize(relative));
   const double divisor = this->parameters_.divide.divisor();
-  detail::SinusoidMaker maker(frequencies_, divisor);
+  detail::SinCos maker(frequencies_, divisor);
   detail::Workspace<Scalar> memory;
   detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
     const auto sinusoids = maker.template make<Scalar>(block.distances);
     const Index distances = std::ssize(block.distances), size = detail::packed_size<Scalar>(distances, frequencies);
     memory.make_room(2 * size);
     const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
-      return detail::pack(detail::Factor<Scalar>{values.data(), 1, sinusoids.stride}, distances, frequencies, to);
+      return detail::pack(detail::MatrixView<Scalar>{values.data(), 1, sinusoids.stride}, distances, frequencies, to);
     };
     const auto sines = packed(sinusoids.sines, memory.data());
     const auto cosines = packed(sinusoids.cosines, memory.data() + size);
@@ -384,10 +384,11 @@ void TransformerXL<Scalar>::project_backward(std::span<const double> relative, c
             for (Index i = 0; i < run.count; ++i) minus[i] += static_cast<Scalar>(from[-i]);
           }
         }
-      const auto multiply_by = [&](const detail::Workspace<Scalar>& gradient, const detail::Panels<Scalar>& sinusoid) {
-        detail::multiply<detail::Sum::fresh>(rows, frequencies, distances,
-                                             detail::Factor<Scalar>{gradient.data(), distances, 1}, sinusoid,
-                                             product.data(), width);
+      const auto multiply_by = [&](const detail::Workspace<Scalar>& gradient,
+                                   const detail::PackedMatrix<Scalar>& sinusoid) {
+        detail::multiply<detail::Accumulate::overwrite>(rows, frequencies, distances,
+                                                        detail::MatrixView<Scalar>{gradient.data(), distances, 1},
+                                                        sinusoid, product.data(), width);
       };
       const auto add_weights = [&](std::vector<double>& to) {
         for (Index i = 0; i < rows * width; ++i)
@@ -405,7 +406,7 @@ void TransformerXL<Scalar>::project_backward(std::span<const double> relative, c
         odd.data()[i] *= scaled;
         even.data()[i] *= scaled;
       }
-      const auto add_angles = [&](double sign, const detail::Factor<Scalar>& weights) {
+      const auto add_angles = [&](double sign, const detail::MatrixView<Scalar>& weights) {
         for (Index o = 0; o < rows; ++o)
           for (Index f = 0; f < frequencies; ++f)
             sums.scaled[static_cast<std::size_t>(first + o)] +=
@@ -424,7 +425,7 @@ template <class Scalar>
 void TransformerXL<Scalar>::finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets,
                                    Gradients& grads, const Executor& /*executor*/) const {
   if (!sums.bias.empty()) {
-    const Index frequencies = detail::whole_lanes<Scalar>(options_.dim / 2);
+    const Index frequencies = detail::round_up_to_lanes<Scalar>(options_.dim / 2);
     for (Index o = 0; o < options_.dim; ++o)
       for (Index f = 0; f < options_.dim / 2; ++f) {
         const auto from = static_cast<std::size_t>(o * frequencies + f);

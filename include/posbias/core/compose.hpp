@@ -85,9 +85,9 @@ inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<
 
 /// What several modules add to tiles of logits, one after another.
 template <class... Parts>
-class PreparedCompose {
+class SummedTerms {
  public:
-  explicit PreparedCompose(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
+  explicit SummedTerms(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
 
   /// Not to 16 bits, which would be rounded by each part.
   template <class Tile>
@@ -133,7 +133,7 @@ class PreparedCompose {
 };
 
 template <class... Parts>
-PreparedCompose(std::tuple<Parts...>) -> PreparedCompose<Parts...>;
+SummedTerms(std::tuple<Parts...>) -> SummedTerms<Parts...>;
 
 }  // namespace detail
 
@@ -261,7 +261,7 @@ class Compose : public Module<Compose<Modules...>> {
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::PreparedByAll<Q, K, Modules...>
   [[nodiscard]] auto prepare(const Q& q, const K& k, const PairPositions& at = {}) const& {
-    return detail::PreparedCompose(
+    return detail::SummedTerms(
         std::apply([&](const auto&... module) { return std::make_tuple(module.prepare(q, k, at)...); }, modules_));
   }
   template <HeadsTensor Q, HeadsTensor K>

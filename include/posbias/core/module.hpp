@@ -47,7 +47,7 @@ concept MaskFor = TensorLike<M> &&(Traits<M>::rank >= 1) && (Traits<Q>::rank >= 
 /// Puts `smaller` (B, *, NH, l1, l2) at the right and bottom of `mask`, bools as 0 (true: may attend) and -inf. Of its
 /// dimensions those that are missing from the left are repeated, and those of 1; l1 = 1 only if l2 is whole.
 template <TensorLike Mask, TensorLike Smaller>
-void place_mask(std::string_view module, Mask& mask, const Smaller& smaller) {
+void copy_bottom_right(std::string_view module, Mask& mask, const Smaller& smaller) {
   using Scalar = Computed<ScalarOf<Mask>>;
   const auto to = view<3>(mask);
   TensorView<const Computed<ScalarOf<Smaller>>, 0> entries = view<0>(smaller);
@@ -141,7 +141,7 @@ inline constexpr QKVChanges changes_of = [] {
 }  // namespace detail
 
 /// A module that leaves logits alone, prepared: there is nothing to add to a tile, and nothing to sum up.
-struct NothingPrepared {
+struct NoTerm {
   struct Accumulator {};
   /// Adds nothing.
   void add_to(const auto& /*tile*/) const {}
@@ -223,7 +223,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
                                const Smaller& smaller) const {
     auto mask = detail::new_mask(Derived::name, q, k, v);
     detail::fill_zero(detail::view<0>(mask));
-    detail::place_mask(Derived::name, mask, smaller);
+    detail::copy_bottom_right(Derived::name, mask, smaller);
     derived().mod_mask(mask, q, k, v, detail::called_by("make_mask", at));
     return mask;
   }
@@ -253,7 +253,7 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   /// A module with a `mod_mask` of its own also has a `prepare` of its own, or none.
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::leaves_mask_alone<Derived>
-  [[nodiscard]] NothingPrepared prepare(const Q&, const K&, const PairPositions& = {}) const { return {}; }
+  [[nodiscard]] NoTerm prepare(const Q&, const K&, const PairPositions& = {}) const { return {}; }
 
   /// Each throws what the hook of its name would throw for the same arguments, and writes nothing. `Compose` asks all
   /// of its modules before the first of them writes; so a hook that can throw needs its check, or others may have

@@ -102,7 +102,7 @@ namespace detail {
 
 /// Inserts a dimension of size 1 at a place.
 inline void insert_dimension(StridedShape<0>& entries, std::size_t place) {
-  Leading& dimensions = entries.leading;
+  BatchShape& dimensions = entries.leading;
   for (std::size_t d = dimensions.rank++; d > place; --d) {
     dimensions.sizes[d] = dimensions.sizes[d - 1];
     entries.leading_strides[d] = entries.leading_strides[d - 1];

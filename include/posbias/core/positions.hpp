@@ -89,7 +89,7 @@ class Positions {
   [[nodiscard]] bool given() const { return given_; }
 
  private:
-  friend class TokenLocations;
+  friend class CheckedPositions;
 
   /// A position as it is kept. Integers beyond 64 signed bits stay out of range.
   static std::int64_t number(std::integral auto value) {
@@ -126,25 +126,25 @@ class Positions {
   static bool in_range(std::int64_t value) { return value >= -limit && value <= limit; }
 
   bool given_ = false;
-  bool unlimited_ = true;    // a range: as many positions as there are tokens
-  std::int64_t start_ = 0;   // of a range
-  bool consecutive_ = true;  // every row is first, first + 1, ...
-  Index count_ = 0;          // positions per row, unless unlimited
-  detail::Leading leading_;  // (B, *); rank 0 if shared by the batch
+  bool unlimited_ = true;       // a range: as many positions as there are tokens
+  std::int64_t start_ = 0;      // of a range
+  bool consecutive_ = true;     // every row is first, first + 1, ...
+  Index count_ = 0;             // positions per row, unless unlimited
+  detail::BatchShape leading_;  // (B, *); rank 0 if shared by the batch
   std::vector<std::int64_t> integers_;
   std::vector<double> reals_;
 };
 
 /// A boolean per token: an Eigen tensor of rank 1 (for the whole batch) or (B, *, L). Right-aligned; tokens to the
 /// left of the first flag count as true. A copyable value that owns its flags.
-class Flags {
+class TokenMask {
  public:
   /// "Not given": all true.
-  Flags() = default;
+  TokenMask() = default;
 
   /// Explicit flags: rank 1 for the whole batch, or (B, *, L), each of B, * possibly 1 for all.
   template <TensorOf<bool, 1> T>
-  Flags(const T& tensor) : given_(true), values_(static_cast<std::size_t>(tensor.size())) {
+  TokenMask(const T& tensor) : given_(true), values_(static_cast<std::size_t>(tensor.size())) {
     const auto tokens = detail::view<1>(tensor);
     leading_ = tokens.leading;
     count_ = tokens.shape[0];
@@ -155,17 +155,17 @@ class Flags {
   [[nodiscard]] bool given() const { return given_; }
 
  private:
-  friend class TokenFlags;
+  friend class CheckedTokenMask;
   bool given_ = false;
   Index count_ = 0;
-  detail::Leading leading_;
+  detail::BatchShape leading_;
   std::vector<unsigned char> values_;
 };
 
 /// What `mod_x` may be told about its tokens.
 struct TokenPositions {
   Positions pos{};      ///< position of each token, looked at where it is encoded; default 0 .. L-1
-  Flags mask{};         ///< true: encode this token; default all
+  TokenMask mask{};     ///< true: encode this token; default all
   Executor executor{};  ///< who runs the loops; default the calling thread
 };
 

@@ -29,13 +29,13 @@
 namespace posbias::detail {
 
 /// The leading dimensions (B, *) of a tensor.
-struct Leading {
+struct BatchShape {
   static constexpr std::size_t max_rank = detail::max_rank;
   std::array<Index, max_rank> sizes{};
   std::size_t rank = 0;
 
-  Leading() = default;
-  explicit Leading(std::span<const Index> shape) : rank(shape.size()) {
+  BatchShape() = default;
+  explicit BatchShape(std::span<const Index> shape) : rank(shape.size()) {
     if (rank > max_rank)
       fail<ShapeError>("posbias: ", rank, " leading dimensions; at most ", max_rank, " are possible");
     std::copy_n(shape.data(), rank, sizes.data());
@@ -47,22 +47,22 @@ struct Leading {
     for (Index size : shape()) product *= size;
     return product;
   }
-  friend bool operator==(const Leading&, const Leading&) = default;
+  friend bool operator==(const BatchShape&, const BatchShape&) = default;
 };
 
 /// The sizes and strides of a tensor, in elements: `batches()` blocks of `Trailing` dimensions.
 template <int Trailing>
 struct StridedShape {
-  Leading leading{};
-  std::array<Index, Leading::max_rank> leading_strides{};
+  BatchShape leading{};
+  std::array<Index, BatchShape::max_rank> leading_strides{};
   std::array<Index, static_cast<std::size_t>(Trailing)> shape{};
   std::array<Index, static_cast<std::size_t>(Trailing)> strides{};
 
   [[nodiscard]] Index batches() const { return leading.count(); }
 
   /// The shape of the tensor.
-  [[nodiscard]] Leading whole_shape() const {
-    Leading result = leading;
+  [[nodiscard]] BatchShape whole_shape() const {
+    BatchShape result = leading;
     for (const Index size : shape) result.sizes[result.rank++] = size;
     return result;
   }
@@ -188,12 +188,12 @@ struct AttentionInputs {
 
 /// What q, k and v say about an attention: (B, *), L1, L2 and NH.
 struct AttentionShape {
-  Leading leading;
+  BatchShape leading;
   Index heads = 0, queries = 0, keys = 0;
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
 
-/// Reads and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
+/// GatherIndices and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
 /// same L2, and NHk = NH or a divisor of it (grouped queries).
 inline AttentionShape attention_shape(const Hook& hook, const StridedShape<3>& q, const StridedShape<3>& k,
                                       const StridedShape<3>& v) {

@@ -15,8 +15,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/module.hpp"
-#include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/token_rows.hpp"
 
 namespace posbias {
@@ -36,7 +36,7 @@ concept EmbeddingModule = requires(const M& m, std::span<const double> positions
 ///     gradients of rows (positions, dim), adds to the parameters'; or `add(positions, grad_rows, Gradients&, const
 ///     Executor&)`, given those of many positions; or `add(positions, feature, features, grad_rows, Gradients&)`, given
 ///     those of some features, if every parameter belongs to one feature and one position;
-///   - if not every position has a row, `void check_positions(std::string_view hook, const TokenLocations&) const`,
+///   - if not every position has a row, `void check_positions(std::string_view hook, const CheckedPositions&) const`,
 ///     which throws PositionError. Tokens that flags leave out may be at position 0, which must have a row.
 template <class Derived, class Scalar_, class Parameters = NoParameters>
 class AdditiveEmbedding : public Module<Derived, Parameters> {
@@ -73,7 +73,7 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   }
 
   /// Throws PositionError where a module cannot embed the positions; a module that is particular has its own.
-  void check_positions(std::string_view /*hook*/, const TokenLocations&) const {}
+  void check_positions(std::string_view /*hook*/, const CheckedPositions&) const {}
 
  protected:
   using Base::Base;
@@ -117,10 +117,10 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
                       Gradients& grads) const {
     const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
     const bool blocks_apart = tokens.locations.shared() && tokens.locations.consecutive();
-    const Index most_features = blocks_apart || executor.serial() ? dim : 128;
-    const Index slices = (dim + most_features - 1) / most_features;
+    const Index max_features = blocks_apart || executor.serial() ? dim : 128;
+    const Index slices = (dim + max_features - 1) / max_features;
     executor.parallel_for(slices * (blocks_apart ? parts_of(blocks) : 1), [&](Index task) {
-      const Index feature = task % slices * most_features, count = (std::min)(most_features, dim - feature);
+      const Index feature = task % slices * max_features, count = (std::min)(max_features, dim - feature);
       Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * count);
       const auto add_block = [&](Index index) {
         tokens.visit(index, [&](const detail::TokenBlock& block) {
@@ -188,8 +188,8 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   template <class S>
   struct Tokens {
     detail::TensorView<S, 2> view;
-    TokenFlags flags;
-    TokenLocations locations;
+    CheckedTokenMask flags;
+    CheckedPositions locations;
 
     Tokens(std::string_view hook, std::string_view argument, const detail::TensorView<S, 2>& x,
            const TokenPositions& at, const Derived& module)

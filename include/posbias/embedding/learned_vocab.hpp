@@ -99,7 +99,7 @@ class LearnedVocab : public AdditiveEmbedding<LearnedVocab<Scalar>, Scalar, Posi
   }
 
   /// Throws PositionError unless every position is an integer with a row in the table.
-  void check_positions(std::string_view hook, const TokenLocations& at) const {
+  void check_positions(std::string_view hook, const CheckedPositions& at) const {
     at.require_ids({name, hook}, "pos", options_.max_seq_len);
   }
 

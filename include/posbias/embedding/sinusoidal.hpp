@@ -8,7 +8,7 @@
 ///     half         [s s s s c c c c]    x(i)  += sin angle(p, i),  x(i + dim/2)  += cos angle(p, i)
 ///
 /// Shapes: x (B, *, L, H = dim). Cost: a complex product for each pair of a position that the batch shares, and one
-/// pass over x. Accuracy: sines and cosines are rounded once from double (see kernel/frequencies.hpp).
+/// pass over x. Accuracy: sines and cosines are rounded once from double (see kernel/sin_cos.hpp).
 #pragma once
 
 #include <Eigen/Core>
@@ -23,8 +23,8 @@
 #include <vector>
 
 #include "posbias/embedding/additive_embedding.hpp"
+#include "posbias/kernel/cos_sin_cache.hpp"
 #include "posbias/kernel/divide.hpp"
-#include "posbias/kernel/sinusoid_rows.hpp"
 
 namespace posbias {
 
@@ -101,7 +101,7 @@ class Sinusoidal : public AdditiveEmbedding<Sinusoidal<Scalar>, Scalar, Divide<S
   }
 
   Options options_;
-  detail::SinusoidRows<Scalar> sinusoids_;
+  detail::CosSinCache<Scalar> sinusoids_;
 };
 
 }  // namespace posbias

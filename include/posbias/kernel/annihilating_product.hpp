@@ -20,10 +20,10 @@ namespace posbias::detail {
 
 /// The terms of a matrix (terms, columns) with a value that is not finite, in ascending order.
 template <class Scalar>
-std::vector<Index> non_finite_terms(const Panels<Scalar>& b, Index terms, Index columns) {
+std::vector<Index> non_finite_terms(const PackedMatrix<Scalar>& b, Index terms, Index columns) {
   std::vector<Index> found;
   for (Index j = 0; j < columns; j += lanes<Scalar>) {
-    const Panels<Scalar> panel = b.from(0, j);
+    const PackedMatrix<Scalar> panel = b.from(0, j);
     if (panel.term_stride == lanes<Scalar> && all_finite(panel.data, terms * lanes<Scalar>)) continue;
     for (Index t = 0; t < terms; ++t)
       if (!all_finite(panel.from(t, 0).data, lanes<Scalar>)) found.push_back(t);
@@ -34,37 +34,37 @@ std::vector<Index> non_finite_terms(const Panels<Scalar>& b, Index terms, Index 
 }
 
 /// A row of c (columns) = or += a · b without some terms, which ascend.
-template <Sum sum, class Scalar>
-void multiply_row_without(std::span<const Index> left_out, Index columns, Index terms, const Factor<Scalar>& a,
-                          const Panels<Scalar>& b, Scalar* c) {
-  static_assert(sum != Sum::continued);
-  const Index width = whole_lanes<Scalar>(columns);
+template <Accumulate how, class Scalar>
+void multiply_row_without(std::span<const Index> left_out, Index columns, Index terms, const MatrixView<Scalar>& a,
+                          const PackedMatrix<Scalar>& b, Scalar* c) {
+  static_assert(how != Accumulate::extend);
+  const Index width = round_up_to_lanes<Scalar>(columns);
   Workspace<Scalar> row(width);
   Index begin = 0;
   const auto multiply_until = [&](Index end) {
-    const Factor<Scalar> some{a.data + begin * a.column_stride, a.row_stride, a.column_stride};
-    multiply<Sum::continued>(1, columns, end - begin, some, b.from(begin, 0), row.data(), width);
+    const MatrixView<Scalar> some{a.data + begin * a.column_stride, a.row_stride, a.column_stride};
+    multiply<Accumulate::extend>(1, columns, end - begin, some, b.from(begin, 0), row.data(), width);
     begin = end + 1;
   };
   for (const Index term : left_out) multiply_until(term);
   multiply_until(terms);
-  for (Index j = 0; j < width; ++j) c[j] = sum == Sum::added ? c[j] + row.data()[j] : row.data()[j];
+  for (Index j = 0; j < width; ++j) c[j] = how == Accumulate::add ? c[j] + row.data()[j] : row.data()[j];
 }
 
 /// As `multiply`, where 0 times anything is 0. Cost: that of `multiply` and a look at b; where b is not finite, some times
 /// as much.
-template <Sum sum, class Scalar>
-void multiply_annihilating(Index rows, Index columns, Index terms, Factor<Scalar> a, Panels<Scalar> b, Scalar* c,
-                           Index c_stride) {
+template <Accumulate how, class Scalar>
+void multiply_annihilating(Index rows, Index columns, Index terms, MatrixView<Scalar> a, PackedMatrix<Scalar> b,
+                           Scalar* c, Index c_stride) {
   const std::vector<Index> odd = non_finite_terms(b, terms, columns);
-  if (odd.empty()) return multiply<sum>(rows, columns, terms, a, b, c, c_stride);
+  if (odd.empty()) return multiply<how>(rows, columns, terms, a, b, c, c_stride);
   std::vector<Index> left_out;
   for (Index i = 0; i < rows; ++i) {
-    const Factor<Scalar> row = a.from_row(i);
+    const MatrixView<Scalar> row = a.from_row(i);
     left_out.clear();
     std::ranges::copy_if(odd, std::back_inserter(left_out),
                          [&](Index t) { return row.data[t * row.column_stride] == 0; });
-    multiply_row_without<sum>(left_out, columns, terms, row, b, c + i * c_stride);
+    multiply_row_without<how>(left_out, columns, terms, row, b, c + i * c_stride);
   }
 }
 

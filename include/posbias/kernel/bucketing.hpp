@@ -60,9 +60,9 @@ class T5Buckets {
     if (options.max_distance <= max_exact_)
       detail::fail<OptionError>(module, ": max_distance = ", options.max_distance, "; it must exceed ", max_exact_,
                                 ", the number of exact buckets");
-    constexpr Index most_buckets = Index{1} << 24;
-    if (options.num_buckets > most_buckets)
-      detail::fail<OptionError>(module, ": num_buckets = ", options.num_buckets, "; at most ", most_buckets,
+    constexpr Index max_buckets = Index{1} << 24;
+    if (options.num_buckets > max_buckets)
+      detail::fail<OptionError>(module, ": num_buckets = ", options.num_buckets, "; at most ", max_buckets,
                                 " are distinct in float");
 
     // The bucket never falls with the distance, so the first distance of each is found by bisection.

@@ -52,7 +52,7 @@ namespace detail {
 
 /// Tokens [first, first + count) of a batch entry as a matrix (tokens, features).
 template <class Scalar>
-Factor<Scalar> token_rows(const TensorView<const Scalar, 2>& tokens, Index batch, Index first) {
+MatrixView<Scalar> token_rows(const TensorView<const Scalar, 2>& tokens, Index batch, Index first) {
   return {tokens.batch(batch).data() + first * tokens.strides[0], tokens.strides[0], tokens.strides[1]};
 }
 
@@ -68,24 +68,24 @@ class LinearHeads {
         bias_(heads * width()) {
     for (Index h = 0; h < heads; ++h) {
       const Scalar* first = linear.weight.data() + h * features_ * inputs_;
-      panels_.push_back(pack(Factor<Scalar>{first, 1, inputs_}, inputs_, features_, weights_.data() + h * head_size_));
+      panels_.push_back(pack(MatrixView<Scalar>{first, 1, inputs_}, inputs_, features_, weights_.data() + h * head_size_));
       std::copy_n(linear.bias.data() + h * features_, features_, bias_.data() + h * width());
     }
   }
 
   /// From one row of outputs to the next: a head's features, in whole lanes.
-  [[nodiscard]] Index width() const { return whole_lanes<Scalar>(features_); }
+  [[nodiscard]] Index width() const { return round_up_to_lanes<Scalar>(features_); }
 
   /// y (tokens, width) = the head's outputs for x (tokens, inputs).
-  void apply(Index head, const Factor<Scalar>& x, Index tokens, Scalar* y) const {
+  void apply(Index head, const MatrixView<Scalar>& x, Index tokens, Scalar* y) const {
     for (Index i = 0; i < tokens; ++i) std::copy_n(bias_.data() + head * width(), width(), y + i * width());
-    multiply<Sum::continued>(tokens, features_, inputs_, x, panels_[static_cast<std::size_t>(head)], y, width());
+    multiply<Accumulate::extend>(tokens, features_, inputs_, x, panels_[static_cast<std::size_t>(head)], y, width());
   }
 
  private:
   Index inputs_, features_, head_size_;
   Workspace<Scalar> weights_, bias_;
-  std::vector<Panels<Scalar>> panels_;
+  std::vector<PackedMatrix<Scalar>> panels_;
 };
 
 /// Adjoint of a linear map of x (B, *, L, inputs): adds to grad_x and to grads. grad_y is (B·L, outputs), row-major.
@@ -95,17 +95,17 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
                      const TensorView<Scalar, 2>& grad_x, Linear<Scalar>& grads, const Executor& executor) {
   constexpr Index block = 64;
   const Index inputs = linear.inputs(), outputs = linear.outputs(), L = x.shape[0], tokens = x.batches() * L;
-  const Index width = whole_lanes<Scalar>(inputs);
+  const Index width = round_up_to_lanes<Scalar>(inputs);
   const auto features_of = [L](const auto& tensor, Index token) {
     return tensor.batch(token / L).data() + token % L * tensor.strides[0];
   };
 
   Workspace<Scalar> packed(packed_size<Scalar>(outputs, inputs));
-  const Panels<Scalar> weight = pack(Factor<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
+  const PackedMatrix<Scalar> weight = pack(MatrixView<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
   executor.parallel_for((tokens + block - 1) / block, [&](Index task) {
     const Index first = task * block, count = (std::min)(block, tokens - first);
     Workspace<Scalar> product(count * width);
-    multiply<Sum::fresh>(count, inputs, outputs, Factor<Scalar>{grad_y + first * outputs, outputs, 1}, weight,
+    multiply<Accumulate::overwrite>(count, inputs, outputs, MatrixView<Scalar>{grad_y + first * outputs, outputs, 1}, weight,
                          product.data(), width);
     for (Index i = 0; i < count; ++i) {
       Scalar* to = features_of(grad_x, first + i);
@@ -126,8 +126,8 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
         for (Index d = 0; d < inputs; ++d) x_rows.data()[i * width + d] = from[d * x.strides[1]];
       }
       const Scalar* gradient = grad_y + first * outputs + first_output;
-      multiply_annihilating<Sum::fresh>(rows, inputs, count, Factor<Scalar>{gradient, 1, outputs},
-                                        Panels<Scalar>::of_rows(x_rows.data(), width), product.data(), width);
+      multiply_annihilating<Accumulate::overwrite>(rows, inputs, count, MatrixView<Scalar>{gradient, 1, outputs},
+                                        PackedMatrix<Scalar>::of_rows(x_rows.data(), width), product.data(), width);
       weight_sums += Eigen::Map<const Values>(product.data(), rows * width).template cast<double>();
       for (Index i = 0; i < count; ++i)
         bias_sums += Eigen::Map<const Values>(gradient + i * outputs, rows).template cast<double>();

@@ -131,7 +131,7 @@ class PositionMlp {
     return is_last(layer) ? of_last : layers_[layer].linear.outputs();
   }
   /// Weights of a layer (outputs, inputs) from an output on.
-  [[nodiscard]] detail::Factor<Scalar> weight(std::size_t layer, Index output) const {
+  [[nodiscard]] detail::MatrixView<Scalar> weight(std::size_t layer, Index output) const {
     const Linear<Scalar>& linear = layers_[layer].linear;
     return {linear.weight.data() + output * linear.inputs(), linear.inputs(), 1};
   }
@@ -139,9 +139,9 @@ class PositionMlp {
   /// Weights as products want them, in double.
   struct Packed {
     detail::Workspace<double> memory;
-    detail::Panels<double> panels;
+    detail::PackedMatrix<double> panels;
 
-    Packed(const detail::Factor<Scalar>& weights, Index terms, Index columns)
+    Packed(const detail::MatrixView<Scalar>& weights, Index terms, Index columns)
         : memory(detail::packed_size<double>(terms, columns)),
           panels(detail::pack(weights, terms, columns, memory.data())) {}
   };
@@ -177,7 +177,7 @@ class PositionMlp {
         // Rows are a cache line longer than whole lanes: a power of two apart, they would all want the same place in
         // the cache.
         const auto take = [&](Rows& rows, Index count, Index features) {
-          rows.stride = detail::whole_lanes<double>(features) + detail::lanes<double>;
+          rows.stride = detail::round_up_to_lanes<double>(features) + detail::lanes<double>;
           if (room) rows.first = memory.data() + used;
           used += count * rows.stride;
         };
@@ -309,7 +309,7 @@ class PositionMlp<Scalar>::Evaluation {
       const Scalar* bias = linear.bias.data() + begin;
       weights_.emplace_back(mlp.weight(i, begin).transposed(), linear.inputs(), outputs);
       biases_.emplace_back(bias, bias + outputs);
-      biases_.back().resize(static_cast<std::size_t>(detail::whole_lanes<double>(outputs)));
+      biases_.back().resize(static_cast<std::size_t>(detail::round_up_to_lanes<double>(outputs)));
     }
   }
 
@@ -327,9 +327,9 @@ class PositionMlp<Scalar>::Evaluation {
       Rows& y = norm != nullptr && trace.backward ? at.normalised : out;
       for (Index p = begin; p < end; ++p) std::copy(bias.begin(), bias.end(), y.row(p));
       const Index inputs = mlp_->layers_[i].linear.inputs(), outputs = std::ssize(bias);
-      detail::multiply<detail::Sum::continued>(count, outputs, inputs,
-                                               detail::Factor<double>{at.in.row(begin), at.in.stride, 1},
-                                               weights_[i].panels, y.row(begin), y.stride);
+      detail::multiply<detail::Accumulate::extend>(count, outputs, inputs,
+                                                   detail::MatrixView<double>{at.in.row(begin), at.in.stride, 1},
+                                                   weights_[i].panels, y.row(begin), y.stride);
       for (Index p = begin; p < end; ++p) {
         const double inverse_deviation = norm != nullptr ? norm->forward(y.row(p), out.row(p)) : 1;
         if (norm != nullptr && trace.backward) at.inverse_deviation[static_cast<std::size_t>(p)] = inverse_deviation;
@@ -396,11 +396,11 @@ class PositionMlp<Scalar>::Adjoint {
       if (layer.norm) layer.norm->backward(block, at);
       if (i == 0) return;
       const Index inputs = layer.linear.inputs(), outputs = mlp_->outputs(i, outputs_);
-      const Index stride = detail::whole_lanes<double>(inputs);
+      const Index stride = detail::round_up_to_lanes<double>(inputs);
       detail::Workspace<double> grad_in(block.count * stride);
-      detail::multiply<detail::Sum::fresh>(block.count, inputs, outputs,
-                                           detail::Factor<double>{at.out.row(block.first), at.out.stride, 1},
-                                           weights_[i - 1].panels, grad_in.data(), stride);
+      detail::multiply<detail::Accumulate::overwrite>(
+          block.count, inputs, outputs, detail::MatrixView<double>{at.out.row(block.first), at.out.stride, 1},
+          weights_[i - 1].panels, grad_in.data(), stride);
       for (Index p = 0; p < block.count; ++p) {
         Row grad_out(trace_->layers[i - 1].out.row(block.first + p), inputs);
         const Row grad(grad_in.data() + p * stride, inputs);
@@ -426,15 +426,15 @@ class PositionMlp<Scalar>::Adjoint {
       const Index inputs = grads.linear.inputs(), outputs = mlp_->outputs(i, outputs_);
       const Index output = task % slices * most, rows = (std::min)(most, outputs - output);
       if (rows <= 0) return;
-      const Index stride = detail::whole_lanes<double>(inputs);
+      const Index stride = detail::round_up_to_lanes<double>(inputs);
       detail::Workspace<double> sums(rows * stride);
       const double* grad = at.out.row(0) + output;
       // Rows of positions are in a page each: a block of them at a time, processors know where the pages are.
       for (Index p = 0; p < positions; p += Block::most)
-        detail::multiply<detail::Sum::continued>(rows, inputs, (std::min)(Block::most, positions - p),
-                                                 detail::Factor<double>{grad + p * at.out.stride, 1, at.out.stride},
-                                                 detail::Panels<double>::of_rows(at.in.row(p), at.in.stride),
-                                                 sums.data(), stride);
+        detail::multiply<detail::Accumulate::extend>(
+            rows, inputs, (std::min)(Block::most, positions - p),
+            detail::MatrixView<double>{grad + p * at.out.stride, 1, at.out.stride},
+            detail::PackedMatrix<double>::of_rows(at.in.row(p), at.in.stride), sums.data(), stride);
       Eigen::ArrayXd bias_sums = Eigen::ArrayXd::Zero(rows);
       for (Index p = 0; p < positions; ++p)
         bias_sums += Eigen::Map<const Eigen::ArrayXd>(grad + p * at.out.stride, rows);

@@ -29,21 +29,21 @@ template <class Scalar>
 using Lane = Eigen::Array<Scalar, static_cast<int>(lanes<Scalar>), 1>;
 
 template <class Scalar>
-constexpr Index whole_lanes(Index columns) {
+constexpr Index round_up_to_lanes(Index columns) {
   return (columns + lanes<Scalar> - 1) / lanes<Scalar> * lanes<Scalar>;
 }
 
 /// How many rows are multiplied together: as many as x86's registers hold the sums of.
-constexpr Index rows_together = EIGEN_MAX_STATIC_ALIGN_BYTES >= 64 ? 8 : EIGEN_MAX_STATIC_ALIGN_BYTES == 32 ? 4 : 2;
+constexpr Index micro_rows = EIGEN_MAX_STATIC_ALIGN_BYTES >= 64 ? 8 : EIGEN_MAX_STATIC_ALIGN_BYTES == 32 ? 4 : 2;
 
 /// A matrix as the first factor: element (i, t) is data[i·row_stride + t·column_stride].
 template <class Scalar>
-struct Factor {
+struct MatrixView {
   const Scalar* data;
   Index row_stride, column_stride;
 
-  [[nodiscard]] Factor transposed() const { return {data, column_stride, row_stride}; }
-  [[nodiscard]] Factor from_row(Index i) const { return {data + i * row_stride, row_stride, column_stride}; }
+  [[nodiscard]] MatrixView transposed() const { return {data, column_stride, row_stride}; }
+  [[nodiscard]] MatrixView from_row(Index i) const { return {data + i * row_stride, row_stride, column_stride}; }
 };
 
 /// A matrix in a caller's tensor, as it is stored there: element (i, t) is data[i·row_stride + t·column_stride].
@@ -54,7 +54,7 @@ struct StoredMatrix {
 
   [[nodiscard]] StoredMatrix transposed() const { return {data, column_stride, row_stride}; }
 
-  /// Reads row i.
+  /// GatherIndices row i.
   void load_row(Index i, Index columns, Scalar* to) const {
     load<Scalar>(data + i * row_stride, column_stride, columns, to);
   }
@@ -63,35 +63,35 @@ struct StoredMatrix {
 /// A matrix (terms, columns) as the second factor: columns j to j + lanes of term t start at
 /// data[j / lanes · panel_stride + t·term_stride]. Whole lanes are read, also beyond the last column.
 template <class Scalar>
-struct Panels {
+struct PackedMatrix {
   const Scalar* data;
   Index panel_stride, term_stride;
 
   /// A row-major matrix, as it is.
-  [[nodiscard]] static Panels of_rows(const Scalar* data, Index row_stride) {
+  [[nodiscard]] static PackedMatrix of_rows(const Scalar* data, Index row_stride) {
     return {data, lanes<Scalar>, row_stride};
   }
 
   /// The same from a term and a column on, a multiple of `lanes`.
-  [[nodiscard]] Panels from(Index term, Index column) const {
+  [[nodiscard]] PackedMatrix from(Index term, Index column) const {
     return {data + column / lanes<Scalar> * panel_stride + term * term_stride, panel_stride, term_stride};
   }
 };
 
 /// What becomes of c.
-enum class Sum {
-  continued,  ///< it is the first term: cutting the terms into calls changes nothing
-  fresh,      ///< it is written
-  added,      ///< terms are summed by themselves, then added to it: long sums lose less
+enum class Accumulate {
+  extend,     ///< it is the first term: cutting the terms into calls changes nothing
+  overwrite,  ///< it is written
+  add,        ///< terms are summed by themselves, then added to it: long sums lose less
 };
 
 /// As many rows of c as there are indices, and one panel: c stays in registers.
-template <Sum sum, class Scalar, std::size_t... row>
-void multiply_rows(std::index_sequence<row...>, Index terms, Factor<Scalar> a, Panels<Scalar> b, Scalar* c,
+template <Accumulate how, class Scalar, std::size_t... row>
+void multiply_rows(std::index_sequence<row...>, Index terms, MatrixView<Scalar> a, PackedMatrix<Scalar> b, Scalar* c,
                    Index c_stride) {
   using Values = Eigen::Map<Lane<Scalar>>;
   const auto start = [](Scalar* at) -> Lane<Scalar> {
-    if constexpr (sum == Sum::continued) return Values(at);
+    if constexpr (how == Accumulate::extend) return Values(at);
     return Lane<Scalar>::Zero();
   };
   Lane<Scalar> sums[] = {start(c + static_cast<Index>(row) * c_stride)...};
@@ -99,19 +99,20 @@ void multiply_rows(std::index_sequence<row...>, Index terms, Factor<Scalar> a, P
     const Lane<Scalar> factor = Eigen::Map<const Lane<Scalar>>(b.data + t * b.term_stride);
     ((sums[row] += a.data[static_cast<Index>(row) * a.row_stride + t * a.column_stride] * factor), ...);
   }
-  if constexpr (sum == Sum::added) ((sums[row] += Values(c + static_cast<Index>(row) * c_stride)), ...);
+  if constexpr (how == Accumulate::add) ((sums[row] += Values(c + static_cast<Index>(row) * c_stride)), ...);
   ((Values(c + static_cast<Index>(row) * c_stride) = sums[row]), ...);
 }
 
 /// c (rows, columns) = or += a (rows, terms) · b (terms, columns). c is row-major and computed in whole lanes.
-template <Sum sum, class Scalar>
-void multiply(Index rows, Index columns, Index terms, Factor<Scalar> a, Panels<Scalar> b, Scalar* c, Index c_stride) {
+template <Accumulate how, class Scalar>
+void multiply(Index rows, Index columns, Index terms, MatrixView<Scalar> a, PackedMatrix<Scalar> b, Scalar* c,
+              Index c_stride) {
   for (Index j = 0; j < columns; j += lanes<Scalar>, b = b.from(0, lanes<Scalar>)) {
     const auto some = [&]<std::size_t... row>(std::index_sequence<row...> all, Index i) {
-      multiply_rows<sum>(all, terms, a.from_row(i), b, c + i * c_stride + j, c_stride);
+      multiply_rows<how>(all, terms, a.from_row(i), b, c + i * c_stride + j, c_stride);
     };
     Index i = 0;
-    for (; i + rows_together <= rows; i += rows_together) some(std::make_index_sequence<rows_together>(), i);
+    for (; i + micro_rows <= rows; i += micro_rows) some(std::make_index_sequence<micro_rows>(), i);
     for (; i < rows; ++i) some(std::make_index_sequence<1>(), i);
   }
 }
@@ -119,7 +120,7 @@ void multiply(Index rows, Index columns, Index terms, Factor<Scalar> a, Panels<S
 /// How many values a packed matrix takes.
 template <class Scalar>
 constexpr Index packed_size(Index terms, Index columns) {
-  return terms * whole_lanes<Scalar>(columns);
+  return terms * round_up_to_lanes<Scalar>(columns);
 }
 
 /// Asks for memory that is read soon. Rows far apart are in a page each, where processors do not look ahead. Always
@@ -140,9 +141,9 @@ void convert(const From* __restrict from, Index count, Scalar* __restrict to) {
 /// Packs a matrix (terms, columns), panel after panel, 0 beyond the last column: what is read together lies together.
 /// Its values are converted to those that are multiplied.
 template <class From, class Scalar>
-Panels<Scalar> pack(Factor<From> matrix, Index terms, Index columns, Scalar* to) {
+PackedMatrix<Scalar> pack(MatrixView<From> matrix, Index terms, Index columns, Scalar* to) {
   constexpr Index ahead = 32;
-  const Panels<Scalar> panels{to, terms * lanes<Scalar>, lanes<Scalar>};
+  const PackedMatrix<Scalar> panels{to, terms * lanes<Scalar>, lanes<Scalar>};
   const Index whole = columns / lanes<Scalar> * lanes<Scalar>;
   if (whole < columns) std::fill_n(to + terms * whole, terms * lanes<Scalar>, Scalar(0));
   if (matrix.column_stride == 1) {
@@ -176,10 +177,10 @@ Panels<Scalar> pack(Factor<From> matrix, Index terms, Index columns, Scalar* to)
 }
 
 template <class Scalar>
-Panels<Scalar> pack(const StoredMatrix<Scalar>& matrix, Index terms, Index columns, Scalar* to) {
+PackedMatrix<Scalar> pack(const StoredMatrix<Scalar>& matrix, Index terms, Index columns, Scalar* to) {
   return matrix.data.visit([&](const auto* first) {
-    return pack(Factor<std::remove_const_t<std::remove_pointer_t<decltype(first)>>>{first, matrix.row_stride,
-                                                                                    matrix.column_stride},
+    return pack(MatrixView<std::remove_const_t<std::remove_pointer_t<decltype(first)>>>{first, matrix.row_stride,
+                                                                                        matrix.column_stride},
                 terms, columns, to);
   });
 }

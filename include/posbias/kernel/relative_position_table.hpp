@@ -51,16 +51,16 @@ struct GroupedLinear {
   /// row-major.
   void apply(const ParameterTensor<Scalar, 2>& x, Index first, Index count, Scalar* y, const Executor& executor) const {
     using namespace detail;
-    const Index width = whole_lanes<Scalar>(outputs()), blocks = blocks_of(count);
+    const Index width = round_up_to_lanes<Scalar>(outputs()), blocks = blocks_of(count);
     Workspace<Scalar> packed(packed_size<Scalar>(inputs(), outputs()));
     for (Index g = 0; g < groups(); ++g) {
-      const auto panels = pack(Factor<Scalar>{group(weight, g), outputs(), 1}, inputs(), outputs(), packed.data());
+      const auto panels = pack(MatrixView<Scalar>{group(weight, g), outputs(), 1}, inputs(), outputs(), packed.data());
       executor.parallel_for(blocks, [&](Index block) {
         const Index begin = block * together, rows = (std::min)(together, count - begin);
         Workspace<Scalar> product(rows * width);
         for (Index i = 0; i < rows; ++i) std::copy_n(&bias(g, 0), outputs(), product.data() + i * width);
-        const Factor<Scalar> from{x.data() + (first + begin) * x.dimension(1) + g * inputs(), x.dimension(1), 1};
-        multiply<Sum::continued>(rows, outputs(), inputs(), from, panels, product.data(), width);
+        const MatrixView<Scalar> from{x.data() + (first + begin) * x.dimension(1) + g * inputs(), x.dimension(1), 1};
+        multiply<Accumulate::extend>(rows, outputs(), inputs(), from, panels, product.data(), width);
         for (Index i = 0; i < rows; ++i)
           std::copy_n(product.data() + i * width, outputs(), y + ((begin + i) * groups() + g) * outputs());
       });
@@ -73,11 +73,11 @@ struct GroupedLinear {
                 GroupedLinear& grads, ParameterTensor<Scalar, 2>* grad_x, const Executor& executor) const {
     using namespace detail;
     constexpr Index most = 64;
-    const Index width = whole_lanes<Scalar>(outputs()), x_width = whole_lanes<Scalar>(inputs());
+    const Index width = round_up_to_lanes<Scalar>(outputs()), x_width = round_up_to_lanes<Scalar>(inputs());
     Workspace<Scalar> by_row(packed_size<Scalar>(count, outputs())),
         by_output(packed_size<Scalar>(outputs(), inputs()));
     std::vector<Scalar> rows_of_y(static_cast<std::size_t>(count * outputs()));
-    const Factor<Scalar> gradient{rows_of_y.data(), outputs(), 1};
+    const MatrixView<Scalar> gradient{rows_of_y.data(), outputs(), 1};
     for (Index g = 0; g < groups(); ++g) {
       std::vector<double> bias_sums(static_cast<std::size_t>(outputs()));
       for (Index i = 0; i < count; ++i)
@@ -89,16 +89,16 @@ struct GroupedLinear {
       for (Index o = 0; o < outputs(); ++o)
         grads.bias(g, o) += static_cast<Scalar>(bias_sums[static_cast<std::size_t>(o)]);
 
-      const Panels<Scalar> gradients = pack(gradient, count, outputs(), by_row.data());
+      const PackedMatrix<Scalar> gradients = pack(gradient, count, outputs(), by_row.data());
       const Scalar* rows_of_x = x.data() + first * x.dimension(1) + g * inputs();
       executor.parallel_for(blocks_of(inputs()), [&](Index block) {
         const Index begin = block * together, rows = (std::min)(together, inputs() - begin);
         Workspace<Scalar> product(rows * width);
         std::vector<double> sums(static_cast<std::size_t>(rows * width));
         for (Index i = 0; i < count; i += most) {
-          const Factor<Scalar> columns{rows_of_x + i * x.dimension(1) + begin, 1, x.dimension(1)};
-          multiply<Sum::fresh>(rows, outputs(), (std::min)(most, count - i), columns, gradients.from(i, 0),
-                               product.data(), width);
+          const MatrixView<Scalar> columns{rows_of_x + i * x.dimension(1) + begin, 1, x.dimension(1)};
+          multiply<Accumulate::overwrite>(rows, outputs(), (std::min)(most, count - i), columns, gradients.from(i, 0),
+                                          product.data(), width);
           for (std::size_t s = 0; s < sums.size(); ++s) sums[s] += static_cast<double>(product.data()[s]);
         }
         for (Index d = 0; d < rows; ++d)
@@ -106,12 +106,13 @@ struct GroupedLinear {
             grads.weight(g, begin + d, o) += static_cast<Scalar>(sums[static_cast<std::size_t>(d * width + o)]);
       });
       if (grad_x == nullptr) continue;
-      const Panels<Scalar> transposed =
-          pack(Factor<Scalar>{group(weight, g), 1, outputs()}, outputs(), inputs(), by_output.data());
+      const PackedMatrix<Scalar> transposed =
+          pack(MatrixView<Scalar>{group(weight, g), 1, outputs()}, outputs(), inputs(), by_output.data());
       executor.parallel_for(blocks_of(count), [&](Index block) {
         const Index begin = block * together, rows = (std::min)(together, count - begin);
         Workspace<Scalar> product(rows * x_width);
-        multiply<Sum::fresh>(rows, inputs(), outputs(), gradient.from_row(begin), transposed, product.data(), x_width);
+        multiply<Accumulate::overwrite>(rows, inputs(), outputs(), gradient.from_row(begin), transposed, product.data(),
+                                        x_width);
         for (Index i = 0; i < rows; ++i)
           for (Index d = 0; d < inputs(); ++d)
             (*grad_x)(first + begin + i, g * inputs() + d) += product.data()[i * x_width + d];

@@ -7,7 +7,7 @@
 #include <array>
 #include <cstddef>
 
-#include "posbias/core/token_locations.hpp"
+#include "posbias/core/checked_positions.hpp"
 
 namespace posbias::detail {
 

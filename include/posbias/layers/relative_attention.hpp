@@ -75,7 +75,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
   void set_position_embedding(const T& values) {
     const Index rows = options_.n_positions, columns = options_.position_size;
     const auto given = detail::view<0>(values).leading;
-    if (given != detail::Leading(std::array{rows, columns}))
+    if (given != detail::BatchShape(std::array{rows, columns}))
       detail::fail<ShapeError>(name, "::set_position_embedding: values has shape ", given.shape(),
                                "; n_positions = ", rows, ", position_size = ", columns);
     auto& table = this->parameters_.table;
@@ -183,7 +183,7 @@ class RelativeAttention : public ParameterOwner<RelativeAttention<Scalar_>, Rela
  private:
   using Views = detail::RelativeAttentionViews<Scalar>;
   using Tokens = detail::TensorView<const Scalar, 2>;
-  using Shape = detail::Leading;
+  using Shape = detail::BatchShape;
 
   /// A tensor as (B, *, tokens, features), or as (B, *, L1, L2, heads).
   template <class T>

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "posbias/core/attention_terms.hpp"
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/error.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/index.hpp"
@@ -22,7 +23,6 @@
 #include "posbias/core/parameters.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/tensor_view.hpp"
-#include "posbias/core/token_locations.hpp"
 #include "posbias/kernel/bucketing.hpp"
 #include "posbias/kernel/dropout.hpp"
 #include "posbias/kernel/linear.hpp"
@@ -126,14 +126,14 @@ struct RelativeAttentionParameters {
 /// Relative positions, key minus query: integers (B, *, L1, L2, n_coordinates), or none. B, * and L1 may be 1 for all.
 using RelativePositions = OptionalTensor<int, long, long long>;
 
-/// Flags (B, *, L1, L2), or none. B, * and L1 may be 1 for all.
+/// TokenMask (B, *, L1, L2), or none. B, * and L1 may be 1 for all.
 using PairFlags = OptionalTensor<bool>;
 
 namespace detail {
 
-/// Flags of pairs, if there are any, as (L1, L2). Throws ShapeError.
-inline OptionalView<2, bool> fit_pairs(const Hook& hook, const PairFlags& flags, const Leading& leading, Index queries,
-                                       Index keys) {
+/// TokenMask of pairs, if there are any, as (L1, L2). Throws ShapeError.
+inline OptionalView<2, bool> fit_pairs(const Hook& hook, const PairFlags& flags, const BatchShape& leading,
+                                       Index queries, Index keys) {
   OptionalView<2, bool> result;
   result.entries.leading = leading;
   result.entries.shape = {queries, keys};
@@ -168,7 +168,7 @@ class RelativeIndex {
   using Pairs = OptionalView<2, bool>;
 
   struct Sizes {
-    Leading leading;
+    BatchShape leading;
     Index queries, keys, coordinates, positions;
   };
 
@@ -184,16 +184,16 @@ class RelativeIndex {
   }
 
   /// What up to `together` queries read.
-  struct Reads {
+  struct GatherIndices {
     std::vector<Row> rows;           // (coordinates, count, keys)
     std::vector<TableRange> ranges;  // (coordinates)
-    std::vector<char> hidden;        // (count, keys): pairs that read nothing; none, if all read
+    std::vector<char> masked;        // (count, keys): pairs that read nothing; none, if all read
   };
 
-  [[nodiscard]] Reads reads_of_queries(Index n, Index first, Index count) const {
-    Reads reads{std::vector<Row>(size(sizes_.coordinates * count * sizes_.keys)),
-                std::vector<TableRange>(size(sizes_.coordinates)),
-                {}};
+  [[nodiscard]] GatherIndices reads_of_queries(Index n, Index first, Index count) const {
+    GatherIndices reads{std::vector<Row>(size(sizes_.coordinates * count * sizes_.keys)),
+                        std::vector<TableRange>(size(sizes_.coordinates)),
+                        {}};
     Row* row = reads.rows.data();
     for (TableRange& range : reads.ranges)
       for (Index i = first; i < first + count; ++i, row += sizes_.keys) {
@@ -201,8 +201,8 @@ class RelativeIndex {
         for (Index j = 0; j < sizes_.keys; ++j) range.add(row[j]);
       }
     if (disabled_.given() || first_key_ > 0 || first < first_query_) {
-      reads.hidden.resize(size(count * sizes_.keys));
-      for (Index i = 0; i < count; ++i) hide(n, first + i, reads.hidden.data() + i * sizes_.keys);
+      reads.masked.resize(size(count * sizes_.keys));
+      for (Index i = 0; i < count; ++i) hide(n, first + i, reads.masked.data() + i * sizes_.keys);
     }
     return reads;
   }
@@ -243,7 +243,7 @@ class RelativeIndex {
     for (const PairPositions& at : positions) {
       const std::string where = std::string(hook.function) + ": positions[" + std::to_string(located_.size()) + "]";
       const Hook of_coordinate{hook.module, where};
-      const PairLocations& found =
+      const CheckedPairPositions& found =
           located_.emplace_back(of_coordinate, at, sizes_.leading, sizes_.queries, sizes_.keys);
       found.require_integers(of_coordinate, at);
       first_query_ = (std::max)(first_query_, found.q.first());
@@ -261,7 +261,7 @@ class RelativeIndex {
     });
   }
 
-  void locate_row(const PairLocations& at, Index n, Index i, Row* to) const {
+  void locate_row(const CheckedPairPositions& at, Index n, Index i, Row* to) const {
     const Index first = i < at.q.first() ? sizes_.keys : at.k.first();
     std::fill_n(to, first, static_cast<Row>(buckets_(0)));
     if (first == sizes_.keys) return;
@@ -269,20 +269,20 @@ class RelativeIndex {
     for (Index j = first; j < sizes_.keys; ++j) to[j] = static_cast<Row>(buckets_(at.k.integer(n, j - first) - origin));
   }
 
-  void hide(Index n, Index i, char* hidden) const {
-    std::fill_n(hidden, i < first_query_ ? sizes_.keys : first_key_, char{1});
+  void hide(Index n, Index i, char* masked) const {
+    std::fill_n(masked, i < first_query_ ? sizes_.keys : first_key_, char{1});
     const auto strides = disabled_.entries.strides;
     disabled_.visit_batch(n, [&](const bool* first) {
       const bool* flags = first + i * strides[0];
       for (Index j = 0; j < sizes_.keys; ++j)
-        if (flags[j * strides[1]]) hidden[j] = 1;
+        if (flags[j * strides[1]]) masked[j] = 1;
     });
   }
 
   Sizes sizes_;
   ClampedBuckets buckets_;
   OptionalView<3, int, long, long long> given_;  // (L1, L2, coordinates), or else
-  std::vector<PairLocations> located_;           // one a coordinate
+  std::vector<CheckedPairPositions> located_;    // one a coordinate
   Index first_query_ = 0, first_key_ = 0;        // with a position in every coordinate
   Pairs disabled_;
 };
@@ -331,7 +331,7 @@ struct RelativeAttentionViews {
   [[nodiscard]] Index head_size() const { return parameters.key.outputs() / heads; }
   [[nodiscard]] Index pooled_heads() const { return heads - additional_heads; }
   [[nodiscard]] bool pools(Index head) const { return values && head >= additional_heads; }
-  /// Whether a pair may be hidden, and so have a weight of 0 beside whatever is in memory.
+  /// Whether a pair may be masked, and so have a weight of 0 beside whatever is in memory.
   [[nodiscard]] bool hides() const { return mask.given() || base_attn.given(); }
   /// Features of a head of the values, if there are any.
   [[nodiscard]] Index value_size() const { return values ? parameters.value->outputs() / pooled_heads() : 0; }
@@ -341,11 +341,11 @@ struct RelativeAttentionViews {
 /// Fits the mask and base_attn of a call.
 template <class Scalar>
 void fit_logits(const Hook& hook, const RelativeAttentionCall& call, RelativeAttentionViews<Scalar>& views) {
-  const Leading& leading = views.queries.leading;
+  const BatchShape& leading = views.queries.leading;
   const Index L1 = views.queries.shape[0], L2 = views.keys.shape[0];
   const auto fit = [&](std::string_view argument, auto from, Index of_heads, auto& to) {
     UntypedView<0>& entries = from.entries;
-    const Leading given = entries.leading;
+    const BatchShape given = entries.leading;
     if (given.rank == leading.rank + 1) insert_dimension(entries, leading.rank);                // (L2): any query
     if (entries.leading.rank == leading.rank + 2) insert_dimension(entries, leading.rank + 2);  // any head
     to.entries.leading = leading;

@@ -40,7 +40,7 @@ struct ScoreWindow {
   explicit ScoreWindow(const TableRange& range) {
     if (range.empty()) return;
     begin = range.begin / lanes<Scalar> * lanes<Scalar>;
-    width = whole_lanes<Scalar>(range.end) - begin;
+    width = round_up_to_lanes<Scalar>(range.end) - begin;
   }
 };
 
@@ -69,7 +69,7 @@ class PositionScores {
     memory_.make_room(matrices * size);
     packed_.resize(static_cast<std::size_t>(matrices));
     executor.parallel_for(matrices, [&](Index m) {
-      const Factor<Scalar> matrix{projected.data() + m * features_, outputs_, 1};  // (positions, features)
+      const MatrixView<Scalar> matrix{projected.data() + m * features_, outputs_, 1};  // (positions, features)
       Scalar* to = memory_.data() + m * size;
       packed_[static_cast<std::size_t>(m)] = what == For::forward ? pack(matrix.transposed(), features_, positions_, to)
                                                                   : pack(matrix, positions_, features_, to);
@@ -84,8 +84,9 @@ class PositionScores {
   /// scores (tokens, window's width) = of content (tokens, H) of a head, its rows `stride` apart, for one coordinate.
   void score(Index head, Index coordinate, const Scalar* content, Index stride, Index tokens, const Window& window,
              Scalar* scores) const {
-    multiply<Sum::fresh>(tokens, window.width, features_, features_of(content, stride, coordinate),
-                         packed_[number(head, coordinate)].from(0, window.begin - first()), scores, window.width);
+    multiply<Accumulate::overwrite>(tokens, window.width, features_, features_of(content, stride, coordinate),
+                                    packed_[number(head, coordinate)].from(0, window.begin - first()), scores,
+                                    window.width);
   }
 
   /// Adjoint of `score`: adds to grad_content, and to grad_table (positions(), outputs), of which no other head or
@@ -94,17 +95,17 @@ class PositionScores {
                       const Window& window, const Scalar* grad_scores, Scalar* grad_content, double* grad_table) const {
     const Index first_row = window.begin - first(), positions = (std::min)(window.width, positions_ - first_row);
     if (positions <= 0) return;  // no row is read, and there may be no table
-    const Index columns = whole_lanes<Scalar>(features_);
+    const Index columns = round_up_to_lanes<Scalar>(features_);
     Workspace<Scalar> product((std::max)(tokens, positions) * columns), packed(packed_size<Scalar>(tokens, features_));
-    multiply<Sum::fresh>(tokens, features_, positions, Factor<Scalar>{grad_scores, window.width, 1},
-                         packed_[number(head, coordinate)].from(first_row, 0), product.data(), columns);
+    multiply<Accumulate::overwrite>(tokens, features_, positions, MatrixView<Scalar>{grad_scores, window.width, 1},
+                                    packed_[number(head, coordinate)].from(first_row, 0), product.data(), columns);
     for (Index i = 0; i < tokens; ++i)
       for (Index d = 0; d < features_; ++d)
         grad_content[i * stride + coordinate * features_ + d] += product.data()[i * columns + d];
 
-    multiply_annihilating<Sum::fresh>(positions, features_, tokens, Factor<Scalar>{grad_scores, 1, window.width},
-                                      pack(features_of(content, stride, coordinate), tokens, features_, packed.data()),
-                                      product.data(), columns);
+    multiply_annihilating<Accumulate::overwrite>(
+        positions, features_, tokens, MatrixView<Scalar>{grad_scores, 1, window.width},
+        pack(features_of(content, stride, coordinate), tokens, features_, packed.data()), product.data(), columns);
     double* to = grad_table + first_row * outputs_ + static_cast<Index>(number(head, coordinate)) * features_;
     for (Index p = 0; p < positions; ++p)
       for (Index d = 0; d < features_; ++d)
@@ -115,7 +116,7 @@ class PositionScores {
   [[nodiscard]] std::size_t number(Index head, Index coordinate) const {
     return static_cast<std::size_t>(coordinate * heads_ + head);
   }
-  [[nodiscard]] Factor<Scalar> features_of(const Scalar* content, Index stride, Index coordinate) const {
+  [[nodiscard]] MatrixView<Scalar> features_of(const Scalar* content, Index stride, Index coordinate) const {
     return {content + coordinate * features_, stride, 1};
   }
 
@@ -123,7 +124,7 @@ class PositionScores {
   Index positions_, outputs_, heads_, features_;  // features of a head and coordinate
   Scalar scale_;
   Workspace<Scalar> memory_;
-  std::vector<Panels<Scalar>> packed_;  // forward: (features, positions), backward: (positions, features)
+  std::vector<PackedMatrix<Scalar>> packed_;  // forward: (features, positions), backward: (positions, features)
 };
 
 /// Scores that a query and some keys read: those of key j start at data[j · stride], at position `begin`. With stride 0
@@ -240,7 +241,7 @@ class RelativeAttentionPass {
  public:
   using Views = RelativeAttentionViews<Scalar>;
   using Scores = PositionScores<Scalar>;
-  using Reads = RelativeIndex::Reads;
+  using GatherIndices = RelativeIndex::GatherIndices;
   static constexpr Index together = RelativeIndex::together;
 
   RelativeAttentionPass(const Views& views, typename Scores::For what)
@@ -249,9 +250,9 @@ class RelativeAttentionPass {
         keys(views.keys.shape[0]),
         H(views.head_size()),
         Hv(views.value_size()),
-        width(whole_lanes<Scalar>(H)),
-        value_width(whole_lanes<Scalar>(Hv)),
-        key_width(whole_lanes<Scalar>(keys)),
+        width(round_up_to_lanes<Scalar>(H)),
+        value_width(round_up_to_lanes<Scalar>(Hv)),
+        key_width(round_up_to_lanes<Scalar>(keys)),
         scale(static_cast<Scalar>(1 / std::sqrt(static_cast<double>(H * (views.c2c + views.c2p + views.p2c))))),
         query_heads(views.parameters.query_projection(), views.heads),
         key_heads(views.parameters.key, views.heads),
@@ -297,7 +298,7 @@ class RelativeAttentionPass {
     double sum = 0;
     for_each_key_block([&](Index first, Index count) {
       Lane<Scalar> sums = Lane<Scalar>::Zero();
-      for (Index j = first; j < first + whole_lanes<Scalar>(count); j += lanes<Scalar>) {
+      for (Index j = first; j < first + round_up_to_lanes<Scalar>(count); j += lanes<Scalar>) {
         const Lane<Scalar> weight = exponential_(Values(row + j) - top);
         Values(row + j) = weight;
         sums += weight;
@@ -316,12 +317,13 @@ class RelativeAttentionPass {
 
   /// product (rows, features in whole lanes) = a (rows, keys), its rows `key_width` apart, · b (keys, features). Keys whose
   /// factor is 0 have no influence, even if b is not finite.
-  void multiply_by_keys(Index rows, Index features, const Scalar* a, const Panels<Scalar>& b, bool b_is_finite,
+  void multiply_by_keys(Index rows, Index features, const Scalar* a, const PackedMatrix<Scalar>& b, bool b_is_finite,
                         Scalar* product) const {
-    const Index product_width = whole_lanes<Scalar>(features);
+    const Index product_width = round_up_to_lanes<Scalar>(features);
     std::fill_n(product, rows * product_width, Scalar(0));
     for_each_key_block([&](Index first, Index count) {
-      const auto add_product = b_is_finite ? multiply<Sum::added, Scalar> : multiply_annihilating<Sum::added, Scalar>;
+      const auto add_product =
+          b_is_finite ? multiply<Accumulate::add, Scalar> : multiply_annihilating<Accumulate::add, Scalar>;
       add_product(rows, features, count, {a + first, key_width, 1}, b.from(first, 0), product, product_width);
     });
   }
@@ -338,14 +340,14 @@ class RelativeAttentionPass {
   }
 
   /// What some queries read. Nothing, without positional terms.
-  [[nodiscard]] Reads reads_of_queries(Index n, Index first, Index count) const {
-    return call.index ? call.index->reads_of_queries(n, first, count) : Reads();
+  [[nodiscard]] GatherIndices reads_of_queries(Index n, Index first, Index count) const {
+    return call.index ? call.index->reads_of_queries(n, first, count) : GatherIndices();
   }
 
   /// Calls `visit(block of keys, query, first key, keys, index)` for each block of keys and each of some queries, for one
   /// coordinate: a block by all queries, which read neighbouring scores, then the next.
   template <class Visit>
-  void for_each_block(const Reads& reads, Index coordinate, Index count, const KeyScores<Scalar>& scores,
+  void for_each_block(const GatherIndices& reads, Index coordinate, Index count, const KeyScores<Scalar>& scores,
                       const Visit& visit) const {
     const Index of_block = scores.together();
     const auto* index = reads.rows.data() + coordinate * count * keys;
@@ -359,10 +361,10 @@ class RelativeAttentionPass {
   }
 
   /// Makes 0 of what belongs to pairs without a relative position.
-  void hide(const Reads& reads, Index i, Index key, Index count, Scalar* terms) const {
-    if (reads.hidden.empty()) return;
-    const char* hidden = reads.hidden.data() + i * keys + key;
-    for (Index j = 0; j < count; ++j) terms[j] = hidden[j] != 0 ? Scalar(0) : terms[j];
+  void hide(const GatherIndices& reads, Index i, Index key, Index count, Scalar* terms) const {
+    if (reads.masked.empty()) return;
+    const char* masked = reads.masked.data() + i * keys + key;
+    for (Index j = 0; j < count; ++j) terms[j] = masked[j] != 0 ? Scalar(0) : terms[j];
   }
 
   /// Multiplies each weight of a query by what dropout makes of it.

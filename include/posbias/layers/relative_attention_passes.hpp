@@ -31,11 +31,11 @@ class RelativeAttentionForward {
       : pass_(call, Pass::Scores::For::forward), call_(call), pooled_(pooled), logits_(logits) {}
 
   void run() const {
-    constexpr Index most_values = Index{1} << 22;  // of keys at a time
+    constexpr Index max_values = Index{1} << 22;  // of keys at a time
     const Index batches = call_.queries.batches(), heads = call_.heads;
     const Index blocks = (pass_.queries + together - 1) / together;
     const Index entries =
-        std::clamp<Index>(most_values / std::max<Index>(heads * most_of_head(), 1), 1, std::max<Index>(batches, 1));
+        std::clamp<Index>(max_values / std::max<Index>(heads * max_of_head(), 1), 1, std::max<Index>(batches, 1));
     std::vector<KeyHead> key_heads(at(entries * heads));
     for (Index first = 0; first < batches; first += entries) {
       const Index count = (std::min)(entries, batches - first);
@@ -56,14 +56,15 @@ class RelativeAttentionForward {
   /// The keys of a head, packed, and their scores.
   struct KeyHead {
     Workspace<Scalar> k_memory, v_memory;
-    Panels<Scalar> k_by_feature, v;  // (H, keys), (keys, Hv)
+    PackedMatrix<Scalar> k_by_feature, v;  // (H, keys), (keys, Hv)
     bool v_is_finite = true;
     KeyScores<Scalar> scores;
   };
 
   /// The most values of a head of keys.
-  [[nodiscard]] Index most_of_head() const {
-    const Index scores = call_.p2c ? call_.coordinates() * whole_lanes<Scalar>(call_.parameters.table->positions()) : 0;
+  [[nodiscard]] Index max_of_head() const {
+    const Index scores =
+        call_.p2c ? call_.coordinates() * round_up_to_lanes<Scalar>(call_.parameters.table->positions()) : 0;
     return pass_.key_width * pass_.H + pass_.keys * (pass_.value_width + scores);
   }
 
@@ -72,7 +73,8 @@ class RelativeAttentionForward {
     pass_.project_keys(n, h, rows.data());
     if (call_.c2c) {
       head.k_memory.make_room(packed_size<Scalar>(pass_.H, pass_.keys));
-      head.k_by_feature = pack(Factor<Scalar>{rows.data(), 1, pass_.width}, pass_.H, pass_.keys, head.k_memory.data());
+      head.k_by_feature =
+          pack(MatrixView<Scalar>{rows.data(), 1, pass_.width}, pass_.H, pass_.keys, head.k_memory.data());
     }
     if (call_.p2c) {
       head.scores.lay_out(pass_.ranges_of_keys[at(n)], pass_.keys);
@@ -81,7 +83,7 @@ class RelativeAttentionForward {
     if (!call_.pools(h)) return;
     pass_.project_values(n, h, rows.data());
     head.v_memory.make_room(packed_size<Scalar>(pass_.keys, pass_.Hv));
-    head.v = pack(Factor<Scalar>{rows.data(), pass_.value_width, 1}, pass_.keys, pass_.Hv, head.v_memory.data());
+    head.v = pack(MatrixView<Scalar>{rows.data(), pass_.value_width, 1}, pass_.keys, pass_.Hv, head.v_memory.data());
     head.v_is_finite = !call_.hides() || all_finite(head.v.data, packed_size<Scalar>(pass_.keys, pass_.Hv));
   }
 
@@ -93,8 +95,8 @@ class RelativeAttentionForward {
       const KeyHead& keys = key_heads[h];
       pass_.project_queries(n, first, count, h, q.data());
       if (call_.c2c)
-        multiply<Sum::fresh>(count, pass_.keys, pass_.H, Factor<Scalar>{q.data(), pass_.width, 1}, keys.k_by_feature,
-                             tile.data(), pass_.key_width);
+        multiply<Accumulate::overwrite>(count, pass_.keys, pass_.H, MatrixView<Scalar>{q.data(), pass_.width, 1},
+                                        keys.k_by_feature, tile.data(), pass_.key_width);
       else
         std::fill_n(tile.data(), count * pass_.key_width, Scalar(0));
       for (Index x = 0; x < call_.coordinates(); ++x) {
@@ -224,24 +226,24 @@ class RelativeAttentionBackward {
           call_(backward.call_),
           gradients_(backward.gradients_),
           h_(head),
-          q_(most_queries * pass_.width),
-          grad_q_(most_queries * pass_.width),
-          packed_q_(packed_size<Scalar>(most_queries, pass_.H)),
-          weights_(most_queries * pass_.key_width),
-          grad_logits_(most_queries * pass_.key_width),
+          q_(max_queries * pass_.width),
+          grad_q_(max_queries * pass_.width),
+          packed_q_(packed_size<Scalar>(max_queries, pass_.H)),
+          weights_(max_queries * pass_.key_width),
+          grad_logits_(max_queries * pass_.key_width),
           k_(pass_.keys * pass_.width),
           grad_k_(pass_.keys * pass_.width),
           packed_k_(packed_size<Scalar>(pass_.keys, pass_.H)),
           grad_v_(pass_.keys * pass_.value_width),
           packed_v_(packed_size<Scalar>(pass_.Hv, pass_.keys)),
-          grad_out_(most_queries * pass_.Hv),
-          packed_grad_out_(packed_size<Scalar>(most_queries, pass_.Hv)) {}
+          grad_out_(max_queries * pass_.Hv),
+          packed_grad_out_(packed_size<Scalar>(max_queries, pass_.Hv)) {}
 
     void run() {
       for (Index n = 0; n < call_.queries.batches(); ++n) {
         project_keys(n);
-        for (Index first = 0; first < pass_.queries; first += most_queries)
-          add_queries(n, first, (std::min)(most_queries, pass_.queries - first));
+        for (Index first = 0; first < pass_.queries; first += max_queries)
+          add_queries(n, first, (std::min)(max_queries, pass_.queries - first));
         if (call_.p2c)
           grad_key_scores_.score_backward(*pass_.of_keys, h_, k_.data(), pass_.width, pass_.keys, grad_k_.data(),
                                           to_.grad_query_table_.data());
@@ -253,17 +255,18 @@ class RelativeAttentionBackward {
     }
 
    private:
-    static constexpr Index most_queries = Pass::together;
+    static constexpr Index max_queries = Pass::together;
 
     void project_keys(Index n) {
       if (call_.pools(h_)) {
         Workspace<Scalar> v(pass_.keys * pass_.value_width);
         pass_.project_values(n, h_, v.data());
-        v_by_feature_ = pack(Factor<Scalar>{v.data(), 1, pass_.value_width}, pass_.Hv, pass_.keys, packed_v_.data());
+        v_by_feature_ =
+            pack(MatrixView<Scalar>{v.data(), 1, pass_.value_width}, pass_.Hv, pass_.keys, packed_v_.data());
         std::fill_n(grad_v_.data(), pass_.keys * pass_.value_width, Scalar(0));
       }
       pass_.project_keys(n, h_, k_.data());
-      k_by_key_ = pack(Factor<Scalar>{k_.data(), pass_.width, 1}, pass_.keys, pass_.H, packed_k_.data());
+      k_by_key_ = pack(MatrixView<Scalar>{k_.data(), pass_.width, 1}, pass_.keys, pass_.H, packed_k_.data());
       k_is_finite_ = !call_.hides() || all_finite(packed_k_.data(), packed_size<Scalar>(pass_.keys, pass_.H));
       std::fill_n(grad_k_.data(), pass_.keys * pass_.width, Scalar(0));
       if (call_.p2c) {
@@ -274,14 +277,14 @@ class RelativeAttentionBackward {
 
     void add_queries(Index n, Index first, Index count) {
       find_gradient(n, first, count);
-      const Factor<Scalar> grad_logits{grad_logits_.data(), pass_.key_width, 1};
+      const MatrixView<Scalar> grad_logits{grad_logits_.data(), pass_.key_width, 1};
       pass_.project_queries(n, first, count, h_, q_.data());
       std::fill_n(grad_q_.data(), count * pass_.width, Scalar(0));
       if (call_.c2c) {
         pass_.multiply_by_keys(count, pass_.H, grad_logits_.data(), k_by_key_, k_is_finite_, grad_q_.data());
-        multiply_annihilating<Sum::added>(
+        multiply_annihilating<Accumulate::add>(
             pass_.keys, pass_.H, count, grad_logits.transposed(),
-            pack(Factor<Scalar>{q_.data(), pass_.width, 1}, count, pass_.H, packed_q_.data()), grad_k_.data(),
+            pack(MatrixView<Scalar>{q_.data(), pass_.width, 1}, count, pass_.H, packed_q_.data()), grad_k_.data(),
             pass_.width);
       }
       const auto reads = pass_.reads_of_queries(n, first, count);
@@ -290,7 +293,7 @@ class RelativeAttentionBackward {
         query_scores_.make_room(count * window.width);
         std::fill_n(query_scores_.data(), count * window.width, Scalar(0));
         const auto add_gradients = [&](std::size_t block, Index i, Index key, Index of_block, const auto* index) {
-          std::array<Scalar, static_cast<std::size_t>(most_queries)> grad_terms;
+          std::array<Scalar, static_cast<std::size_t>(max_queries)> grad_terms;
           std::copy_n(grad_logits_.data() + i * pass_.key_width + key, of_block, grad_terms.data());
           pass_.hide(reads, i, key, of_block, grad_terms.data());
           const ScoreRows<Scalar> of_query{query_scores_.data() + i * window.width, 0, window.begin};
@@ -329,8 +332,9 @@ class RelativeAttentionBackward {
       for (Index i = 0; i < count; ++i)
         for (Index d = 0; d < pass_.Hv; ++d)
           grad_out_.data()[i * pass_.Hv + d] = from[i * pooled.strides[0] + d * pooled.strides[1]];
-      const Factor<Scalar> grad_out{grad_out_.data(), pass_.Hv, 1};
-      multiply<Sum::fresh>(count, pass_.keys, pass_.Hv, grad_out, v_by_feature_, grad_logits_.data(), pass_.key_width);
+      const MatrixView<Scalar> grad_out{grad_out_.data(), pass_.Hv, 1};
+      multiply<Accumulate::overwrite>(count, pass_.keys, pass_.Hv, grad_out, v_by_feature_, grad_logits_.data(),
+                                      pass_.key_width);
 
       for (Index i = 0; i < count; ++i) {
         Scalar* row = weights_.data() + i * pass_.key_width;
@@ -352,8 +356,8 @@ class RelativeAttentionBackward {
         pass_.for_each_masked(n, first + i, h_, [&](Index j) { grad[j] = 0; });
         pass_.drop(n, first + i, h_, row);
       }
-      multiply_annihilating<Sum::added>(
-          pass_.keys, pass_.Hv, count, Factor<Scalar>{weights_.data(), 1, pass_.key_width},
+      multiply_annihilating<Accumulate::add>(
+          pass_.keys, pass_.Hv, count, MatrixView<Scalar>{weights_.data(), 1, pass_.key_width},
           pack(grad_out, count, pass_.Hv, packed_grad_out_.data()), grad_v_.data(), pass_.value_width);
     }
 
@@ -382,7 +386,7 @@ class RelativeAttentionBackward {
     Workspace<Scalar> grad_out_, packed_grad_out_;
     Workspace<Scalar> query_scores_;     // gradients, of a block of queries
     KeyScores<Scalar> grad_key_scores_;  // of all keys
-    Panels<Scalar> k_by_key_{}, v_by_feature_{};
+    PackedMatrix<Scalar> k_by_key_{}, v_by_feature_{};
     bool k_is_finite_ = true;
   };
 

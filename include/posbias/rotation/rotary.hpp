@@ -14,7 +14,7 @@
 ///     half         [a0 a1 a2 a3 b0 b1 b2 b3]    GPT-NeoX, Llama in Hugging Face's form
 ///
 /// `n_dims` < head_dim rotates a part only. With `spectrum = head_dim` it is a prefix of the full spectrum: the
-/// pairs from n_dims / 2 on stay, where they stand and how fast the others turn is unchanged. With
+/// pairs from n_dims / 2 on stay, where they stand and how fast the others rotate is unchanged. With
 /// `spectrum = n_dims` the first n_dims features are treated as a whole head and the others stay:
 ///
 ///                            n_dims = 4 of 8, interleaved        half
@@ -34,13 +34,13 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
-#include "posbias/core/token_locations.hpp"
+#include "posbias/kernel/cos_sin_cache.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/pair_rotation.hpp"
 #include "posbias/kernel/product.hpp"
-#include "posbias/kernel/sinusoid_rows.hpp"
 
 namespace posbias {
 
@@ -97,7 +97,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn(Direction::forth, "mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    rotate(Direction::forth, "mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
@@ -127,7 +127,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Rotates back.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    turn(Direction::back, "undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    rotate(Direction::back, "undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
   }
 
  private:
@@ -144,7 +144,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
 
   /// Queries, keys, or both if they have the same positions, checked, with where their tokens are.
   struct Side {
-    TokenLocations locations;
+    CheckedPositions locations;
     View first;
     std::optional<View> second{};
   };
@@ -181,40 +181,40 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
                                      const Gradients& grads) const;
 
   /// The hooks, past the tensors.
-  void turn(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
-            const PairPositions& at) const;
+  void rotate(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
+              const PairPositions& at) const;
   void backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q, const ConstView& k,
                 const Shape& v, const PairPositions& at, Gradients& grads) const;
   void check(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
   void check_backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q, const Shape& k,
                       const Shape& v, const PairPositions& at, const Gradients& grads) const;
 
-  /// Turns the heads of a block of tokens of one tensor, or of two.
-  void turn_block(Direction direction, const TokenLocations& locations, Index index, const auto& find,
-                  const View& first, const View* second = nullptr) const {
+  /// Rotates the heads of a block of tokens of one tensor, or of two.
+  void rotate_block(Direction direction, const CheckedPositions& locations, Index index, const auto& find,
+                    const View& first, const View* second = nullptr) const {
     detail::visit_token_block(locations, first.batches(), index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
       if (direction == Direction::back) rows.negate_first_halves(block.positions.size(), options_.n_dims);
       for (const View* view : {&first, second})
         if (view != nullptr && view->shape[1] > 0)  // no heads: no memory to point into
-          view->data.visit([&](auto* as_stored) { turn_block(as_stored, *view, block, rows); });
+          view->data.visit([&](auto* as_stored) { rotate_block(as_stored, *view, block, rows); });
     });
   }
 
   /// In the order of memory.
   template <class S>
-  void turn_block(S* first, const View& view, const detail::TokenBlock& block,
-                  const detail::TokenRows<Scalar>& rows) const {
+  void rotate_block(S* first, const View& view, const detail::TokenBlock& block,
+                    const detail::TokenRows<Scalar>& rows) const {
     const Index token_stride = view.strides[0], head_stride = view.strides[1];
     const Index heads = view.shape[1], pairs = options_.n_dims / 2, tokens = std::ssize(block.positions);
     const PairStrides strides = pair_strides(view.strides[2]);
     std::vector<S*> batches;
     for (Index n = block.first_batch; n < block.end_batch; ++n)
       batches.push_back(first + view.offset(n) + block.first_token * token_stride);
-    std::vector<Scalar> spread(static_cast<std::size_t>(4 * pairs));
-    const auto each_batch = [&](Index token, Index h, const auto& turn) {
-      for (S* batch : batches) turn(batch + token * token_stride + h * head_stride);
+    std::vector<Scalar> duplicated(static_cast<std::size_t>(4 * pairs));
+    const auto each_batch = [&](Index token, Index h, const auto& rotate) {
+      for (S* batch : batches) rotate(batch + token * token_stride + h * head_stride);
     };
     // Tokens of a fused buffer are not next to each other, where processors would look ahead.
     const auto prefetch_next = [&](Index token, const S* head) {
@@ -226,15 +226,15 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
           for (Index token = 0; token < tokens; ++token)
             each_batch(token, h, [&, row = rows[token]](S* head) {
               S* a = head + i * strides.step;
-              detail::turn_pair<Scalar>(row[i], row[pairs + i], a[0], a[strides.partner]);
+              detail::rotate_pair<Scalar>(row[i], row[pairs + i], a[0], a[strides.partner]);
             });
     } else if (options_.pairing == RotaryPairing::interleaved) {
       for (Index token = 0; token < tokens; ++token) {
-        detail::spread_row(rows[token], pairs, spread.data());
+        detail::duplicate_pairs(rows[token], pairs, duplicated.data());
         for (Index h = 0; h < heads; ++h)
           each_batch(token, h, [&](S* head) {
             prefetch_next(token, head);
-            detail::turn_interleaved(spread.data(), pairs, head);
+            detail::rotate_every_two(duplicated.data(), pairs, head);
           });
       }
     } else {
@@ -242,12 +242,12 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
         for (Index h = 0; h < heads; ++h)
           each_batch(token, h, [&, row = rows[token]](S* head) {
             prefetch_next(token, head);
-            detail::turn_halves(row, pairs, head, head + strides.partner);
+            detail::rotate_half(row, pairs, head, head + strides.partner);
           });
     }
   }
 
-  void backward_side(const View& grad, const TokenLocations& locations, const ConstView& value, const auto& find,
+  void backward_side(const View& grad, const CheckedPositions& locations, const ConstView& value, const auto& find,
                      const Executor& executor, Gradients& grads) const {
     // One partial sum per block, added up in order: the same result for any number of threads.
     const bool learned = this->parameters_.learned();
@@ -255,7 +255,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
     std::vector<double> sums(learned ? static_cast<std::size_t>(blocks) : 0);
     executor.parallel_for(blocks, [&](Index index) {
       if (learned) sums[static_cast<std::size_t>(index)] = angle_gradient(grad, locations, value, index);
-      turn_block(Direction::back, locations, index, find, grad);
+      rotate_block(Direction::back, locations, index, find, grad);
     });
     double sum = 0;
     for (double part : sums) sum += part;
@@ -263,7 +263,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// Sum of gradient times angle over the pairs of a block.
-  [[nodiscard]] double angle_gradient(const View& grad, const TokenLocations& locations, const ConstView& value,
+  [[nodiscard]] double angle_gradient(const View& grad, const CheckedPositions& locations, const ConstView& value,
                                       Index index) const {
     const std::span<const double> frequencies = sinusoids_.frequencies();
     std::vector<double> sums(frequencies.size());  // one for each frequency
@@ -284,7 +284,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
           for (Index h = 0; h < grad.shape[1]; ++h) {
             const auto [grads, grad_stride] = head_of(grad, token(grad), h, widened.data());
             const auto [values, value_stride] = head_of(value, token(value), h, widened.data() + options_.head_dim);
-            add_turns(grads, grad_stride, values, value_stride, scaled, sums);
+            add_angle_gradients(grads, grad_stride, values, value_stride, scaled, sums);
           }
         }
     });
@@ -294,8 +294,8 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   /// Adds `scaled` times the gradients by the angles of a head's pairs.
-  void add_turns(const Scalar* grad, Index grad_stride, const Scalar* value, Index value_stride, double scaled,
-                 std::vector<double>& sums) const {
+  void add_angle_gradients(const Scalar* grad, Index grad_stride, const Scalar* value, Index value_stride,
+                           double scaled, std::vector<double>& sums) const {
     if (detail::all_zero(grad, options_.head_dim, grad_stride)) return;  // hidden, so that the value may be NaN
     const auto add = [&](auto grad_step, auto grad_partner, auto value_step, auto value_partner) {
       double* __restrict sum = sums.data();
@@ -320,7 +320,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   }
 
   Options options_;
-  detail::SinusoidRows<Scalar> sinusoids_;
+  detail::CosSinCache<Scalar> sinusoids_;
 };
 
 template <class Scalar>
@@ -355,7 +355,7 @@ auto Rotary<Scalar>::sides(std::string_view function, const View& q, const View&
                            const PairPositions& at) const -> Sides {
   const detail::Hook hook = this->hook_of(function, at);
   const detail::AttentionShape shape = detail::attention_shape(hook, q, k, v);
-  PairLocations locations(hook, at, shape.leading, shape.queries, shape.keys);
+  CheckedPairPositions locations(hook, at, shape.leading, shape.queries, shape.keys);
   if (q.shape[2] != options_.head_dim)
     detail::fail<ShapeError>(hook, ": q has ", q.shape[2], " features per head; head_dim = ", options_.head_dim);
   detail::check_apart(hook, {"q", q});
@@ -397,13 +397,13 @@ void Rotary<Scalar>::check_backward(const View& grad_q, const View& grad_k, cons
 }
 
 template <class Scalar>
-void Rotary<Scalar>::turn(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
-                          const PairPositions& at) const {
+void Rotary<Scalar>::rotate(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
+                            const PairPositions& at) const {
   const Sides both = sides(hook, q, k, v, at);
   const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
   both.for_each([&](const Side& side) {
     at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
-      turn_block(direction, side.locations, index, find, side.first, side.second ? &*side.second : nullptr);
+      rotate_block(direction, side.locations, index, find, side.first, side.second ? &*side.second : nullptr);
     });
   });
 }

@@ -16,7 +16,7 @@
 namespace posbias {
 
 /// What a bias is added to: the logits that are there, or zeros, so that whatever is there does not matter.
-enum class Onto { logits, zeros };
+enum class Write { add, assign };
 
 /// Logits of batch entry `batch`, heads [head, head + heads), queries [query, query + queries) and keys [key, key +
 /// keys); `data` is the first of them, strides count elements.
@@ -71,27 +71,27 @@ template <class Scalar>
 using SomeValues = Eigen::Array<Scalar, 32 / sizeof(Scalar), 1>;
 
 /// Adds some values to neighbouring logits.
-template <Onto onto, class Scalar>
+template <Write how, class Scalar>
 void add_some(const SomeValues<Scalar>& values, Scalar* logits) {
   Eigen::Map<SomeValues<Scalar>> to(logits);
-  if constexpr (onto == Onto::logits)
+  if constexpr (how == Write::add)
     to += values;
   else
     to = Scalar(0) + values;
 }
 
 /// Adds values to logits `key_stride` apart.
-template <Onto onto = Onto::logits, class Scalar, class S>
+template <Write how = Write::add, class Scalar, class S>
 void add_values(const Scalar* __restrict values, Index count, S* __restrict logits, Index key_stride) {
   const auto add = [&](Index j, S& logit) {
-    put_result(logit, (onto == Onto::logits ? widen(logit) : Scalar(0)) + values[j]);
+    put_result(logit, (how == Write::add ? widen(logit) : Scalar(0)) + values[j]);
   };
   Index j = 0;
   if (key_stride == 1) {
     if constexpr (std::is_same_v<S, Scalar>) {
       constexpr Index some = SomeValues<Scalar>::SizeAtCompileTime;
       for (; j + some <= count; j += some)
-        add_some<onto, Scalar>(Eigen::Map<const SomeValues<Scalar>>(values + j), logits + j);
+        add_some<how, Scalar>(Eigen::Map<const SomeValues<Scalar>>(values + j), logits + j);
     }
     for (; j < count; ++j) add(j, logits[j]);
   }
@@ -106,9 +106,9 @@ void add_to_sums(const Eigen::ArrayBase<Values>& gradients, double* sums) {
 }
 
 /// Adds values at some places to neighbouring logits.
-template <Onto onto, class Scalar>
+template <Write how, class Scalar>
 void add_values_at(const Scalar* values, const std::int64_t* places, Index count, Scalar* logits) {
-  for (Index j = 0; j < count; ++j) logits[j] = (onto == Onto::logits ? logits[j] : Scalar(0)) + values[places[j]];
+  for (Index j = 0; j < count; ++j) logits[j] = (how == Write::add ? logits[j] : Scalar(0)) + values[places[j]];
 }
 
 }  // namespace detail

@@ -99,17 +99,17 @@ void in_scalar(const LogitTile<Stored>& tile, bool heads_apart, const Use& use) 
     use(tile);
   } else {
     using Value = std::remove_const_t<Scalar>;
-    constexpr Index most_queries = 32;
+    constexpr Index max_queries = 32;
     const Index heads = heads_apart ? 1 : tile.heads;
-    std::vector<Value> rows(static_cast<std::size_t>(heads * (std::min)(most_queries, tile.queries) * tile.keys));
+    std::vector<Value> rows(static_cast<std::size_t>(heads * (std::min)(max_queries, tile.queries) * tile.keys));
     for (Index h = 0; h < tile.heads; h += heads)
-      for (Index i = 0; i < tile.queries; i += most_queries) {
+      for (Index i = 0; i < tile.queries; i += max_queries) {
         LogitTile<Stored> part = tile;
         part.data = tile.row(h, i);
         part.head += h;
         part.heads = heads;
         part.query += i;
-        part.queries = (std::min)(most_queries, tile.queries - i);
+        part.queries = (std::min)(max_queries, tile.queries - i);
         const LogitTile<Value> widened{rows.data(),  part.queries * part.keys,
                                        part.keys,    1,
                                        part.batch,   part.head,
@@ -137,7 +137,7 @@ inline constexpr TileWidth tile_width_of = [] {
 }();
 
 /// Adds a prepared bias to a whole mask; to zeros only what can do that.
-template <Onto onto = Onto::logits, class Scalar, class Prepared>
+template <Write how = Write::add, class Scalar, class Prepared>
 void add_to_mask(const TensorView<Scalar, 3>& mask, const Prepared& prepared, const Executor& executor) {
   constexpr Index queries_per_task = 64;
   const Index blocks = (mask.shape[1] + queries_per_task - 1) / queries_per_task;
@@ -145,8 +145,8 @@ void add_to_mask(const TensorView<Scalar, 3>& mask, const Prepared& prepared, co
     const Index query = task % blocks * queries_per_task;
     for_each_tile(mask, tile_width_of<Prepared>, task / blocks, 0, mask.shape[0], query,
                   (std::min)(queries_per_task, mask.shape[1] - query), [&](const auto& tile) {
-                    if constexpr (onto != Onto::logits)
-                      prepared.template add_to<onto>(tile);
+                    if constexpr (how != Write::add)
+                      prepared.template add_to<how>(tile);
                     else if constexpr (requires { prepared.add_to(tile); })
                       prepared.add_to(tile);
                     else
@@ -209,10 +209,10 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
                                                    [&](const auto& widened) { prepared.accumulate(widened, to); });
     });
   };
-  Index most_heads = by_head ? 1 : std::max<Index>(all_heads, 1);
+  Index max_heads = by_head ? 1 : std::max<Index>(all_heads, 1);
   const auto for_heads = [&](const auto& accumulate) {
-    executor.parallel_for((all_heads + most_heads - 1) / most_heads, [&](Index task) {
-      accumulate(task * most_heads, (std::min)(most_heads, all_heads - task * most_heads));
+    executor.parallel_for((all_heads + max_heads - 1) / max_heads, [&](Index task) {
+      accumulate(task * max_heads, (std::min)(max_heads, all_heads - task * max_heads));
     });
   };
   if constexpr (Prepared::tile_width == TileWidth::whole_rows) {
@@ -229,16 +229,16 @@ void accumulate_mask(const TensorView<const typename Prepared::Scalar, 3>& grad_
     });
   } else {
     // Heads lie next to each other, so as many as stay in cache are copied together, but some for each of a few threads.
-    constexpr Index most_queries = 8;
-    const Index row = std::max<Index>(most_queries * batches * grad_mask.shape[2], 1);
+    constexpr Index max_queries = 8;
+    const Index row = std::max<Index>(max_queries * batches * grad_mask.shape[2], 1);
     if (by_head)
-      most_heads = std::clamp<Index>((Index{1} << 18) / row, 1,
-                                     executor.serial() ? std::max<Index>(all_heads, 1) : (all_heads + 3) / 4);
+      max_heads = std::clamp<Index>((Index{1} << 18) / row, 1,
+                                    executor.serial() ? std::max<Index>(all_heads, 1) : (all_heads + 3) / 4);
     std::vector<typename Prepared::Accumulator> own(static_cast<std::size_t>(batches), prepared.accumulator());
     for_heads([&](Index head, Index heads) {
       GradientRows<typename Prepared::Scalar> rows;
-      for (Index query = 0; query < all_queries; query += most_queries) {
-        rows.copy(grad_mask, head, heads, query, (std::min)(most_queries, all_queries - query));
+      for (Index query = 0; query < all_queries; query += max_queries) {
+        rows.copy(grad_mask, head, heads, query, (std::min)(max_queries, all_queries - query));
         for (Index n = 0; n < batches; ++n)
           prepared.accumulate(rows.tile(grad_mask, n), own[static_cast<std::size_t>(n)]);
       }

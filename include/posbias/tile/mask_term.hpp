@@ -21,10 +21,10 @@ namespace posbias {
 using AttentionMask = OptionalTensor<bool, float, double, Eigen::bfloat16, Eigen::half>;
 
 /// A mask checked against the attention it belongs to.
-class BroadcastMask {
+class MaskTerm {
  public:
   /// Throws ShapeError, naming `function`.
-  BroadcastMask(std::string_view function, const AttentionMask& mask, const detail::AttentionShape& shape) {
+  MaskTerm(std::string_view function, const AttentionMask& mask, const detail::AttentionShape& shape) {
     entries_.entries.leading = shape.leading;
     entries_.entries.shape = {shape.heads, shape.queries, shape.keys};
     auto whole = mask.view();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Which columns (see tile/offset_index.hpp) a block of queries reads, as few strips of neighbouring ones: what the
+/// Which entries (see tile/offset_index.hpp) a block of queries reads, as few bands of neighbouring ones: what the
 /// queries are multiplied by.
 #pragma once
 
@@ -13,49 +13,49 @@
 
 namespace posbias::detail {
 
-/// Keys [key, key + count) of a query read columns [column, column + count), or all of them `column`.
-struct ColumnPiece {
-  Index query, key, column, count;
+/// Keys [key, key + count) of a query read entries [entry, entry + count), or all of them `entry`.
+struct OffsetRun {
+  Index query, key, entry, count;
   bool same = false;
 
-  /// How many columns it reads.
+  /// How many entries it reads.
   [[nodiscard]] Index width() const { return same ? 1 : count; }
 };
 
-/// Neighbouring columns, and the pieces that read them; columns of pieces are counted from `begin`.
-struct ColumnStrip {
+/// Neighbouring entries, and the runs that read them; entries of runs are counted from `begin`.
+struct OffsetBand {
   Index begin, end;
-  std::vector<ColumnPiece> pieces;
+  std::vector<OffsetRun> runs;
 
   [[nodiscard]] Index width() const { return end - begin; }
 };
 
-/// The columns that pieces read, ascending, without those in wide gaps between.
-inline std::vector<ColumnStrip> strips_of(std::span<const ColumnPiece> pieces) {
-  constexpr Index most_columns = 1024, wide_gap = 64;
-  std::vector<std::pair<Index, Index>> ranges;  // of columns: begin, end
-  for (const ColumnPiece& piece : pieces) ranges.emplace_back(piece.column, piece.column + piece.width());
+/// The entries that runs read, ascending, without those in wide gaps between.
+inline std::vector<OffsetBand> bands_of(std::span<const OffsetRun> runs) {
+  constexpr Index max_entries = 1024, wide_gap = 64;
+  std::vector<std::pair<Index, Index>> ranges;  // of entries: begin, end
+  for (const OffsetRun& run : runs) ranges.emplace_back(run.entry, run.entry + run.width());
   std::sort(ranges.begin(), ranges.end());
-  std::vector<ColumnStrip> strips;
+  std::vector<OffsetBand> bands;
   for (auto [begin, end] : ranges) {
-    if (!strips.empty() && begin <= strips.back().end + wide_gap) {
-      const Index room = strips.back().begin + most_columns;
-      strips.back().end = (std::max)(strips.back().end, (std::min)(end, room));
-      begin = strips.back().end;
+    if (!bands.empty() && begin <= bands.back().end + wide_gap) {
+      const Index room = bands.back().begin + max_entries;
+      bands.back().end = (std::max)(bands.back().end, (std::min)(end, room));
+      begin = bands.back().end;
     }
-    for (; begin < end; begin += most_columns) strips.push_back({begin, (std::min)(begin + most_columns, end), {}});
+    for (; begin < end; begin += max_entries) bands.push_back({begin, (std::min)(begin + max_entries, end), {}});
   }
-  for (const ColumnPiece& piece : pieces) {
-    auto strip = std::upper_bound(strips.begin(), strips.end(), piece.column,
-                                  [](Index column, const ColumnStrip& s) { return column < s.end; });
-    for (Index done = 0; done < piece.count; ++strip) {
-      const Index column = piece.column + (piece.same ? 0 : done);
-      const Index count = piece.same ? piece.count : (std::min)(piece.count - done, strip->end - column);
-      strip->pieces.push_back({piece.query, piece.key + done, column - strip->begin, count, piece.same});
+  for (const OffsetRun& run : runs) {
+    auto band = std::upper_bound(bands.begin(), bands.end(), run.entry,
+                                 [](Index entry, const OffsetBand& s) { return entry < s.end; });
+    for (Index done = 0; done < run.count; ++band) {
+      const Index entry = run.entry + (run.same ? 0 : done);
+      const Index count = run.same ? run.count : (std::min)(run.count - done, band->end - entry);
+      band->runs.push_back({run.query, run.key + done, entry - band->begin, count, run.same});
       done += count;
     }
   }
-  return strips;
+  return bands;
 }
 
 }  // namespace posbias::detail

@@ -5,19 +5,19 @@
 ///     logit(h, i, j) += scale · (q(i, h) + offset(h)) · r_h(pos_k(j) - pos_q(i))
 ///
 /// The module projects every distinct relative position (see tile/offset_index.hpp) to its r, of dim = NH·H
-/// features, once. A block of queries is multiplied by the strips of columns that it reads, and each row of the product
+/// features, once. A block of queries is multiplied by the bands of entries that it reads, and each row of the product
 /// is shifted to where its keys are:
 ///
-///     columns     -2 -1  0  1  2  3              keys      0  1  2  3
+///     entries     -2 -1  0  1  2  3              keys      0  1  2  3
 ///     query 0      .  . [0  1  2  3]             query 0  [0  1  2  3]
 ///     query 1      . [-1 0  1  2] .       ->     query 1  [-1 0  1  2]
 ///     query 2     [-2 -1 0  1] .  .              query 2  [-2 -1 0  1]
 ///
-/// Where neighbouring columns have the same r, as beyond the ends of a table, they are one column, which many keys read.
+/// Where neighbouring entries have the same r, as beyond the ends of a table, they are one entry, which many keys read.
 ///
 /// A bias of the keys is the same with keys in the place of queries: positions swapped, tiles transposed.
 ///
-/// Workspace: O(columns·dim) for the projections, O(keys) for a strip. Where relative positions do not repeat, each
+/// Workspace: O(entries·dim) for the projections, O(keys) for a band. Where relative positions do not repeat, each
 /// query projects its own.
 #pragma once
 
@@ -43,24 +43,24 @@ namespace posbias {
 /// there are logits of, each for a group of them. `Bias` supplies
 ///   - `Index n_heads() const`, `Index head_dim() const`;
 ///   - `Scalar scale() const`, `std::vector<Scalar> offsets() const`: (NH, H);
-///   - `std::pair<double, double> ends() const`: relative positions beyond an end have the r of that end;
+///   - `std::pair<double, double> clamp_range() const`: relative positions beyond an end have the r of that end;
 ///   - `void project(std::span<const double> relative, Scalar* r, Index stride, const Executor&) const`: (dim,
 ///     relative.size()), rows `stride` apart, at key minus query positions;
 ///   - `ProjectionSums`, a default-constructible type, and `void project_backward(relative, const double* grad_r,
 ///     Index stride, ProjectionSums&, const Executor&) const`, the adjoint of `project`, in double;
 ///   - `void finish(const ProjectionSums&, const std::vector<double>& grad_offsets, Gradients&, const Executor&) const`.
 template <class Bias>
-class PreparedQueryBias {
-  /// What logits gradients add up to, column by column.
-  struct ColumnSums {
-    std::vector<double> r;       // gradient of r: (dim, columns), rows padded
-    std::vector<double> logits;  // of the logits that read a column: (NH, columns), rows padded
+class ProjectedBias {
+  /// What logits gradients add up to, entry by entry.
+  struct EntrySums {
+    std::vector<double> r;       // gradient of r: (dim, entries), rows padded
+    std::vector<double> logits;  // of the logits that read an entry: (NH, entries), rows padded
   };
 
-  /// r of a head by column, packed: (columns, H).
+  /// r of a head by entry, packed: (entries, H).
   struct RowsOfR {
     detail::Workspace<typename Bias::Scalar> memory{};
-    detail::Panels<typename Bias::Scalar> panels{};
+    detail::PackedMatrix<typename Bias::Scalar> panels{};
   };
 
  public:
@@ -70,8 +70,8 @@ class PreparedQueryBias {
 
   /// What the gradients of tiles add up to, in double from 32 queries to the next, and where those of the queries go.
   struct Accumulator {
-    /// The gradient of each column, of r as it was projected.
-    ColumnSums columns;
+    /// The gradient of each entry, of r as it was projected.
+    EntrySums entries;
     std::vector<double> offsets;  ///< (NH, H)
     std::vector<RowsOfR> r;       ///< of each head, from its first tile on
     /// Gradients of what the projection reads.
@@ -81,11 +81,11 @@ class PreparedQueryBias {
   };
 
   /// The executor is for projections, here and in `finish`.
-  PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, PairLocations at,
-                    const Executor& executor);
+  ProjectedBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q, CheckedPairPositions at,
+                const Executor& executor);
 
   /// Whether tiles of different heads may be accumulated at the same time.
-  [[nodiscard]] bool heads_are_independent() const { return columns_.numbered() && group_ == 1; }
+  [[nodiscard]] bool heads_are_independent() const { return index_.indexed() && group_ == 1; }
   /// Whether the gradient of tiles comes to anything: to that of the queries, always.
   [[nodiscard]] bool accumulates() const { return true; }
 
@@ -102,7 +102,7 @@ class PreparedQueryBias {
                                         const detail::StridedShape<3>& grad_k) const;
 
   /// Adjoint of `add_to`: adds to the gradient of the tile's queries, and sums the rest up. Tiles that share a head
-  /// must come one after another; without columns, all tiles must. A tile of 16 bits is summed in the order of one of
+  /// must come one after another; without entries, all tiles must. A tile of 16 bits is summed in the order of one of
   /// Scalar: its rows are widened block by block.
   void accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const;
 
@@ -112,10 +112,10 @@ class PreparedQueryBias {
  private:
   using Values = Eigen::ArrayX<Scalar>;
 
-  /// Some queries of a tile, the strips they read, and the r of the columns.
+  /// Some queries of a tile, the bands they read, and the r of the entries.
   struct Block {
     Index first_query, queries, first_key;  // keys before it have no position
-    std::vector<detail::ColumnStrip> strips;
+    std::vector<detail::OffsetBand> bands;
     std::span<const double> relative;
     const Scalar* r;
     Index stride;
@@ -124,18 +124,18 @@ class PreparedQueryBias {
   [[nodiscard]] Index head_dim() const { return bias_->head_dim(); }
   [[nodiscard]] Index dim() const { return bias_->n_heads() * head_dim(); }
 
-  /// Of the columns that differ.
+  /// Of the entries that differ.
   [[nodiscard]] std::span<const double> relative() const {
-    return columns_.relative().subspan(static_cast<std::size_t>(first_column_),
-                                       static_cast<std::size_t>(last_column_ + 1 - first_column_));
+    return index_.offsets().subspan(static_cast<std::size_t>(first_entry_),
+                                    static_cast<std::size_t>(last_entry_ + 1 - first_entry_));
   }
 
-  /// Products compute whole lanes from any column on.
+  /// Products compute whole lanes from any entry on.
   [[nodiscard]] static Index stride_of(std::span<const double> relative) {
-    return detail::whole_lanes<Scalar>(static_cast<Index>(relative.size())) + detail::lanes<Scalar>;
+    return detail::round_up_to_lanes<Scalar>(static_cast<Index>(relative.size())) + detail::lanes<Scalar>;
   }
 
-  [[nodiscard]] ColumnSums zero_sums(Index stride) const {
+  [[nodiscard]] EntrySums zero_sums(Index stride) const {
     const auto zeros = [&](Index rows) { return std::vector<double>(static_cast<std::size_t>(rows * stride)); };
     return {zeros(dim()), zeros(bias_->n_heads())};
   }
@@ -146,35 +146,34 @@ class PreparedQueryBias {
     return (tile.head + h) * head_dim();
   }
 
-  /// Fewer queries in a block leave fewer columns that only some of them read, more share what is done once a block.
+  /// Fewer queries in a block leave fewer entries that only some of them read, more share what is done once a block.
   template <class S, class Visit>
-  void for_each_block(const LogitTile<S>& tile, Index most_queries, const Visit& visit) const {
-    std::vector<detail::ColumnPiece> pieces;
+  void for_each_block(const LogitTile<S>& tile, Index max_queries, const Visit& visit) const {
+    std::vector<detail::OffsetRun> runs;
     const auto hand_out = [&](std::span<const double> relative, const Scalar* r, Index stride) {
-      if (pieces.empty()) return;
-      const Index first = pieces.front().query;
-      visit(Block{first, pieces.back().query + 1 - first, pieces.front().key, detail::strips_of(pieces), relative, r,
-                  stride});
-      pieces.clear();
+      if (runs.empty()) return;
+      const Index first = runs.front().query;
+      visit(Block{first, runs.back().query + 1 - first, runs.front().key, detail::bands_of(runs), relative, r, stride});
+      runs.clear();
     };
-    if (columns_.numbered()) {
+    if (index_.indexed()) {
       const auto hand_out_columns = [&] { hand_out(relative(), projected_.data(), stride_); };
-      columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {
-        if (!pieces.empty() && slice.query >= pieces.front().query + most_queries) hand_out_columns();
-        add_pieces(slice, pieces);
+      index_.for_each_span(tile, [&](const detail::OffsetSpan& span) {
+        if (!runs.empty() && span.query >= runs.front().query + max_queries) hand_out_columns();
+        add_runs(span, runs);
       });
       hand_out_columns();
     } else {
-      // Each row has columns of its own, ascending as if it were alone: sums then run in the same order.
+      // Each row has entries of its own, ascending as if it were alone: sums then run in the same order.
       std::vector<double> own;
       std::vector<Scalar> r;
-      columns_.for_each_row(tile, [&](Index i, Index first_key, std::span<const double> relative) {
+      index_.for_each_row(tile, [&](Index i, Index first_key, std::span<const double> relative) {
         own.assign(relative.begin(), relative.end());
         std::sort(own.begin(), own.end());
         own.erase(std::unique(own.begin(), own.end()), own.end());
         for (std::size_t j = 0; j < relative.size(); ++j)
-          pieces.push_back({i, first_key + static_cast<Index>(j),
-                            std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
+          runs.push_back({i, first_key + static_cast<Index>(j),
+                          std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
         const Index stride = stride_of(own);
         r.assign(static_cast<std::size_t>(dim() * stride), 0);
         bias_->project(own, r.data(), stride, Executor());
@@ -184,28 +183,26 @@ class PreparedQueryBias {
   }
 
   /// Columns before the first that differs are read as the first, those behind the last as the last.
-  void add_pieces(const detail::ColumnSlice& slice, std::vector<detail::ColumnPiece>& pieces) const {
-    const Index before = std::clamp<Index>(first_column_ - slice.column, 0, slice.count);
-    const Index behind = std::clamp<Index>(slice.column + slice.count - 1 - last_column_, 0, slice.count - before);
-    const Index between = slice.count - before - behind;
-    if (before > 0) pieces.push_back({slice.query, slice.key, 0, before, true});
-    if (between > 0)
-      pieces.push_back({slice.query, slice.key + before, slice.column + before - first_column_, between});
-    if (behind > 0)
-      pieces.push_back({slice.query, slice.key + before + between, last_column_ - first_column_, behind, true});
+  void add_runs(const detail::OffsetSpan& span, std::vector<detail::OffsetRun>& runs) const {
+    const Index before = std::clamp<Index>(first_entry_ - span.entry, 0, span.count);
+    const Index behind = std::clamp<Index>(span.entry + span.count - 1 - last_entry_, 0, span.count - before);
+    const Index between = span.count - before - behind;
+    if (before > 0) runs.push_back({span.query, span.key, 0, before, true});
+    if (between > 0) runs.push_back({span.query, span.key + before, span.entry + before - first_entry_, between});
+    if (behind > 0) runs.push_back({span.query, span.key + before + between, last_entry_ - first_entry_, behind, true});
   }
 
-  static void write(const detail::ColumnPiece& piece, const Scalar* values, Scalar* row) {
-    if (piece.same)
-      std::fill_n(row, piece.count, *values);
+  static void write(const detail::OffsetRun& run, const Scalar* values, Scalar* row) {
+    if (run.same)
+      std::fill_n(row, run.count, *values);
     else
-      std::copy_n(values, piece.count, row);
+      std::copy_n(values, run.count, row);
   }
-  static void add(const detail::ColumnPiece& piece, const Scalar* values, Scalar* row) {
-    if (piece.same)
-      Eigen::Map<Values>(row, piece.count) += *values;
+  static void add(const detail::OffsetRun& run, const Scalar* values, Scalar* row) {
+    if (run.same)
+      Eigen::Map<Values>(row, run.count) += *values;
     else
-      detail::add_values(values, piece.count, row, 1);
+      detail::add_values(values, run.count, row, 1);
   }
 
   /// Adds the rows of a block, `tile.keys` apart, where keys lie apart: query by query in memory.
@@ -232,45 +229,46 @@ class PreparedQueryBias {
     }
   }
 
-  void accumulate(const detail::StoredTile<Scalar>& stored, const Block& block, ColumnSums& sums,
+  void accumulate(const detail::StoredTile<Scalar>& stored, const Block& block, EntrySums& sums,
                   Accumulator& to) const {
-    using detail::Factor, detail::Panels, detail::Sum;
-    constexpr Index together = 4 * detail::lanes<Scalar>;  // columns whose product stays in cache
+    using detail::MatrixView, detail::PackedMatrix, detail::Accumulate;
+    constexpr Index together = 4 * detail::lanes<Scalar>;  // entries whose product stays in cache
     const LogitTile<const Scalar>& tile = stored.at;
-    const Index features = detail::whole_lanes<Scalar>(head_dim());
+    const Index features = detail::round_up_to_lanes<Scalar>(head_dim());
     std::vector<Scalar> content, rows;
     detail::Workspace<Scalar> gradient, grad_content(block.queries * features), product(head_dim() * together);
     for (Index h = 0; h < tile.heads; ++h) {
       fill_content(tile, block, h, content);
-      const Panels<Scalar> r_by_column = rows_of_r(block, tile.head + h, to);
+      const PackedMatrix<Scalar> r_by_column = rows_of_r(block, tile.head + h, to);
       std::fill_n(grad_content.data(), block.queries * features, Scalar(0));
       const LogitTile<const Scalar> side_by_side = with_keys_together(stored, block, h, rows);
       for (Index i = 0; i < block.queries; ++i)  // hidden from all keys, it may be NaN
         if (detail::all_zero(side_by_side.row(0, i), tile.keys, 1))
           std::fill_n(content.data() + i * head_dim(), head_dim(), Scalar(0));
-      for (const detail::ColumnStrip& strip : block.strips) {
-        const Index width = detail::whole_lanes<Scalar>(strip.width());
+      for (const detail::OffsetBand& band : block.bands) {
+        const Index width = detail::round_up_to_lanes<Scalar>(band.width());
         gradient.make_room(block.queries * width);
         std::fill_n(gradient.data(), block.queries * width, Scalar(0));
-        for (const detail::ColumnPiece& piece : strip.pieces) {
-          const Index query = piece.query - block.first_query;
-          const Scalar* logits = side_by_side.row(0, query) + piece.key;
-          Scalar* row = gradient.data() + query * width + piece.column;
-          if (piece.same)
-            *row += static_cast<Scalar>(detail::sum_in_double(logits, piece.count));
+        for (const detail::OffsetRun& run : band.runs) {
+          const Index query = run.query - block.first_query;
+          const Scalar* logits = side_by_side.row(0, query) + run.key;
+          Scalar* row = gradient.data() + query * width + run.entry;
+          if (run.same)
+            *row += static_cast<Scalar>(detail::sum_in_double(logits, run.count));
           else
-            for (Index j = 0; j < piece.count; ++j) row[j] += logits[j];
+            for (Index j = 0; j < run.count; ++j) row[j] += logits[j];
         }
-        add_to_content(block.queries, strip.width(), gradient.data(), width, r_by_column.from(strip.begin, 0),
+        add_to_content(block.queries, band.width(), gradient.data(), width, r_by_column.from(band.begin, 0),
                        grad_content.data(), features);
-        double* logits = sums.logits.data() + (tile.head + h) * block.stride + strip.begin;
-        double* r = sums.r.data() + first_row(tile, h) * block.stride + strip.begin;
+        double* logits = sums.logits.data() + (tile.head + h) * block.stride + band.begin;
+        double* r = sums.r.data() + first_row(tile, h) * block.stride + band.begin;
         for (Index j = 0; j < width; j += together) {
           const Index count = (std::min)(together, width - j);
           for (Index i = 0; i < block.queries; ++i) add_in_double(gradient.data() + i * width + j, count, logits + j);
-          // Of r (H, columns): the content (H, queries) times the strip's gradient (queries, columns).
-          detail::multiply<Sum::fresh>(head_dim(), count, block.queries, Factor<Scalar>{content.data(), 1, head_dim()},
-                                       Panels<Scalar>::of_rows(gradient.data() + j, width), product.data(), together);
+          // Of r (H, entries): the content (H, queries) times the band's gradient (queries, entries).
+          detail::multiply<Accumulate::overwrite>(
+              head_dim(), count, block.queries, MatrixView<Scalar>{content.data(), 1, head_dim()},
+              PackedMatrix<Scalar>::of_rows(gradient.data() + j, width), product.data(), together);
           for (Index d = 0; d < head_dim(); ++d)
             add_in_double(product.data() + d * together, count, r + d * block.stride + j);
         }
@@ -279,21 +277,21 @@ class PreparedQueryBias {
     }
   }
 
-  /// grad_content (queries, H) += the strip's gradient (queries, columns) · r (columns, H). Few terms are summed in double,
+  /// grad_content (queries, H) += the band's gradient (queries, entries) · r (entries, H). Few terms are summed in double,
   /// because that costs next to nothing.
-  void add_to_content(Index queries, Index columns, const Scalar* gradient, Index width,
-                      const detail::Panels<Scalar>& r, Scalar* grad_content, Index features) const {
+  void add_to_content(Index queries, Index entries, const Scalar* gradient, Index width,
+                      const detail::PackedMatrix<Scalar>& r, Scalar* grad_content, Index features) const {
     constexpr Index few = 32, lanes = detail::lanes<Scalar>;
-    if (columns > few) {
-      detail::multiply<detail::Sum::continued>(queries, features, columns, detail::Factor<Scalar>{gradient, width, 1},
-                                               r, grad_content, features);
+    if (entries > few) {
+      detail::multiply<detail::Accumulate::extend>(
+          queries, features, entries, detail::MatrixView<Scalar>{gradient, width, 1}, r, grad_content, features);
       return;
     }
     for (Index i = 0; i < queries; ++i)
       for (Index d = 0; d < features; d += lanes) {
         Eigen::Map<detail::Lane<Scalar>> to(grad_content + i * features + d);
         Eigen::Array<double, lanes, 1> sum = to.template cast<double>();
-        for (Index c = 0; c < columns; ++c)
+        for (Index c = 0; c < entries; ++c)
           sum += static_cast<double>(gradient[i * width + c]) *
                  Eigen::Map<const detail::Lane<Scalar>>(r.from(c, d).data).template cast<double>();
         to = sum.template cast<Scalar>();
@@ -304,14 +302,14 @@ class PreparedQueryBias {
     for (Index j = 0; j < count; ++j) to[j] += static_cast<double>(from[j]);
   }
 
-  /// r of a head by column, packed: once where columns are numbered.
-  [[nodiscard]] detail::Panels<Scalar> rows_of_r(const Block& block, Index head, Accumulator& to) const {
+  /// r of a head by entry, packed: once where entries are indexed.
+  [[nodiscard]] detail::PackedMatrix<Scalar> rows_of_r(const Block& block, Index head, Accumulator& to) const {
     RowsOfR& r = to.r[static_cast<std::size_t>(head)];
-    if (columns_.numbered() && r.panels.data != nullptr) return r.panels;
-    const auto columns = static_cast<Index>(block.relative.size());
-    r.memory.make_room(detail::packed_size<Scalar>(columns, head_dim()));
-    const detail::Factor<Scalar> by_feature{block.r + head * head_dim() * block.stride, block.stride, 1};
-    return r.panels = detail::pack(by_feature.transposed(), columns, head_dim(), r.memory.data());
+    if (index_.indexed() && r.panels.data != nullptr) return r.panels;
+    const auto entries = static_cast<Index>(block.relative.size());
+    r.memory.make_room(detail::packed_size<Scalar>(entries, head_dim()));
+    const detail::MatrixView<Scalar> by_feature{block.r + head * head_dim() * block.stride, block.stride, 1};
+    return r.panels = detail::pack(by_feature.transposed(), entries, head_dim(), r.memory.data());
   }
 
   /// The logits of a block for one head in Scalar, with keys next to each other: as they are, or copied.
@@ -353,7 +351,7 @@ class PreparedQueryBias {
     }
   }
 
-  /// The offsets' gradient is that of all queries, where most of it cancels: in double, so by column.
+  /// The offsets' gradient is that of all queries, where most of it cancels: in double, so by entry.
   void add_to_offsets(const Scalar* r, Index stride, const std::vector<double>& logits,
                       std::vector<double>& offsets) const {
     const auto scale = static_cast<double>(bias_->scale());
@@ -368,29 +366,29 @@ class PreparedQueryBias {
   detail::TensorView<const Scalar, 3> q_;
   Executor executor_;
   Index group_;  // heads of logits for each head of q
-  detail::RelativeColumns columns_;
-  Index first_column_ = 0, last_column_ = 0;  // between them columns differ
-  std::vector<Scalar> offsets_;               // (NH, H)
-  Index stride_ = 0;                          // from row to row of the next
-  detail::Workspace<Scalar> projected_;       // (dim, columns), rows padded
+  detail::OffsetIndex index_;
+  Index first_entry_ = 0, last_entry_ = 0;  // between them entries differ
+  std::vector<Scalar> offsets_;             // (NH, H)
+  Index stride_ = 0;                        // from row to row of the next
+  detail::Workspace<Scalar> projected_;     // (dim, entries), rows padded
 };
 
 template <class Bias>
-PreparedQueryBias<Bias>::PreparedQueryBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q,
-                                           PairLocations at, const Executor& executor)
+ProjectedBias<Bias>::ProjectedBias(const Bias& bias, const detail::TensorView<const Scalar, 3>& q,
+                                   CheckedPairPositions at, const Executor& executor)
     : bias_(&bias),
       q_(q),
       executor_(executor),
       group_(bias.n_heads() / q.shape[1]),
-      columns_(std::move(at)),
+      index_(std::move(at)),
       offsets_(bias.offsets()) {
-  if (!columns_.numbered()) return;
-  const auto [lowest, highest] = bias.ends();
-  const std::span<const double> relatives = columns_.relative();
-  first_column_ =
+  if (!index_.indexed()) return;
+  const auto [lowest, highest] = bias.clamp_range();
+  const std::span<const double> relatives = index_.offsets();
+  first_entry_ =
       std::max<Index>(std::upper_bound(relatives.begin(), relatives.end(), lowest) - relatives.begin(), 1) - 1;
-  last_column_ =
-      std::min<Index>(std::lower_bound(relatives.begin() + first_column_, relatives.end(), highest) - relatives.begin(),
+  last_entry_ =
+      std::min<Index>(std::lower_bound(relatives.begin() + first_entry_, relatives.end(), highest) - relatives.begin(),
                       std::ssize(relatives) - 1);
   stride_ = stride_of(relative());
   projected_.make_room(dim() * stride_);
@@ -398,27 +396,28 @@ PreparedQueryBias<Bias>::PreparedQueryBias(const Bias& bias, const detail::Tenso
 }
 
 template <class Bias>
-void PreparedQueryBias<Bias>::add_to(const LogitTile<Scalar>& tile) const {
+void ProjectedBias<Bias>::add_to(const LogitTile<Scalar>& tile) const {
   const bool aside = tile.key_stride != 1;  // rows are made aside where their keys lie apart
   std::vector<Scalar> content;
   detail::Workspace<Scalar> product, rows(aside ? 16 * tile.keys : 0);
   for_each_block(tile, 16, [&](const Block& block) {
     for (Index h = 0; h < tile.heads; ++h) {
       fill_content(tile, block, h, content);
-      for (const detail::ColumnStrip& strip : block.strips) {
-        const Index width = detail::whole_lanes<Scalar>(strip.width());
+      for (const detail::OffsetBand& band : block.bands) {
+        const Index width = detail::round_up_to_lanes<Scalar>(band.width());
         product.make_room(block.queries * width);
-        detail::multiply<detail::Sum::fresh>(
-            block.queries, width, head_dim(), detail::Factor<Scalar>{content.data(), head_dim(), 1},
-            detail::Panels<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + strip.begin, block.stride),
+        detail::multiply<detail::Accumulate::overwrite>(
+            block.queries, width, head_dim(), detail::MatrixView<Scalar>{content.data(), head_dim(), 1},
+            detail::PackedMatrix<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + band.begin,
+                                                  block.stride),
             product.data(), width);
-        for (const detail::ColumnPiece& piece : strip.pieces) {
-          const Index query = piece.query - block.first_query;
-          const Scalar* values = product.data() + query * width + piece.column;
+        for (const detail::OffsetRun& run : band.runs) {
+          const Index query = run.query - block.first_query;
+          const Scalar* values = product.data() + query * width + run.entry;
           if (aside)
-            write(piece, values, rows.data() + query * tile.keys + piece.key);
+            write(run, values, rows.data() + query * tile.keys + run.key);
           else
-            add(piece, values, tile.row(h, piece.query) + piece.key);
+            add(run, values, tile.row(h, run.query) + run.key);
         }
       }
       if (aside) add_aside(tile, block, h, rows.data());
@@ -427,26 +426,26 @@ void PreparedQueryBias<Bias>::add_to(const LogitTile<Scalar>& tile) const {
 }
 
 template <class Bias>
-auto PreparedQueryBias<Bias>::accumulator(const detail::TensorView<Scalar, 3>& grad_q,
-                                          const detail::StridedShape<3>& /*grad_k*/) const -> Accumulator {
+auto ProjectedBias<Bias>::accumulator(const detail::TensorView<Scalar, 3>& grad_q,
+                                      const detail::StridedShape<3>& /*grad_k*/) const -> Accumulator {
   return {zero_sums(stride_), std::vector<double>(static_cast<std::size_t>(dim())),
           std::vector<RowsOfR>(static_cast<std::size_t>(bias_->n_heads())), typename Bias::ProjectionSums(), grad_q};
 }
 
 template <class Bias>
-void PreparedQueryBias<Bias>::accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const {
-  constexpr Index most_queries = 32, most_keys = 512;  // long sums lose less in parts
+void ProjectedBias<Bias>::accumulate(const detail::StoredTile<Scalar>& tile, Accumulator& to) const {
+  constexpr Index max_queries = 32, max_keys = 512;  // long sums lose less in parts
   const Index last = tile.at.key + tile.at.keys;
   for (Index key = tile.at.key, end = 0; key < last; key = end) {
-    end = (std::min)(last, (key / most_keys + 1) * most_keys);
+    end = (std::min)(last, (key / max_keys + 1) * max_keys);
     detail::StoredTile<Scalar> part(tile.data + (key - tile.at.key) * tile.at.key_stride, tile.at);
     part.at.key = key;
     part.at.keys = end - key;
-    for_each_block(part.at, most_queries, [&](const Block& block) {
-      if (columns_.numbered()) {
-        accumulate(part, block, to.columns, to);
+    for_each_block(part.at, max_queries, [&](const Block& block) {
+      if (index_.indexed()) {
+        accumulate(part, block, to.entries, to);
       } else {
-        ColumnSums own = zero_sums(block.stride);
+        EntrySums own = zero_sums(block.stride);
         accumulate(part, block, own, to);
         add_to_offsets(block.r, block.stride, own.logits, to.offsets);
         bias_->project_backward(block.relative, own.r.data(), block.stride, to.sums, Executor());
@@ -456,10 +455,10 @@ void PreparedQueryBias<Bias>::accumulate(const detail::StoredTile<Scalar>& tile,
 }
 
 template <class Bias>
-void PreparedQueryBias<Bias>::finish(Accumulator& from, Gradients& grads) const {
-  if (columns_.numbered()) {
-    add_to_offsets(projected_.data(), stride_, from.columns.logits, from.offsets);
-    bias_->project_backward(relative(), from.columns.r.data(), stride_, from.sums, executor_);
+void ProjectedBias<Bias>::finish(Accumulator& from, Gradients& grads) const {
+  if (index_.indexed()) {
+    add_to_offsets(projected_.data(), stride_, from.entries.logits, from.offsets);
+    bias_->project_backward(relative(), from.entries.r.data(), stride_, from.sums, executor_);
   }
   bias_->finish(from.sums, from.offsets, grads, executor_);
 }

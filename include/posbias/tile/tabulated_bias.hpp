@@ -2,8 +2,8 @@
 /// \file
 /// A relative bias b_h(pos_k(j) - pos_q(i)) at given positions, ready to add itself to tiles of logits.
 ///
-/// The module is asked once for every column (see tile/offset_index.hpp), L1+L2-1 of them at consecutive
-/// positions; rows of logits then read slices of the answer. Without columns it is asked row by row.
+/// The module is asked once for every entry (see tile/offset_index.hpp), L1+L2-1 of them at consecutive
+/// positions; rows of logits then read spans of the answer. Without entries it is asked row by row.
 #pragma once
 
 #include <Eigen/Core>
@@ -26,7 +26,7 @@ namespace posbias {
 /// A relative bias at given positions, ready to add itself to tiles of logits in any order and from any thread.
 /// Refers to the module and to who runs its executor's tasks, which must outlive it.
 template <class Bias>
-class PreparedRelativeBias {
+class TabulatedBias {
  public:
   using Scalar = typename Bias::Scalar;        ///< of its tensors and parameters
   using Gradients = typename Bias::Gradients;  ///< of the parameters
@@ -37,26 +37,26 @@ class PreparedRelativeBias {
     Gradients row;             ///< workspace without a table, zero between rows
   };
 
-  /// Evaluates the module once for each column, in tasks of the executor.
-  PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor);
+  /// Evaluates the module once for each entry, in tasks of the executor.
+  TabulatedBias(const Bias& bias, CheckedPairPositions at, const Executor& executor);
 
   static constexpr detail::TileWidth tile_width =
       detail::TileWidth::narrow_if_column_major;  ///< which tiles it is quick on
 
-  /// One value per head and column.
-  [[nodiscard]] bool tabulated() const { return columns_.numbered(); }
+  /// One value per head and entry.
+  [[nodiscard]] bool tabulated() const { return index_.indexed(); }
   /// Whether tiles of different heads may be accumulated at the same time.
   [[nodiscard]] bool heads_are_independent() const { return tabulated(); }
   /// Whether the gradient of tiles comes to anything.
   [[nodiscard]] bool accumulates() const { return bias_->has_parameters(); }
 
   /// Whether every logit has a value in the table. If so, `add_to` writes all of a tile.
-  [[nodiscard]] bool covers_all() const { return tabulated() && columns_.covers_all(); }
+  [[nodiscard]] bool covers_all() const { return tabulated() && index_.covers_all(); }
 
   /// Adds the bias to a tile. Queries and keys without a position get none.
-  template <Onto onto = Onto::logits, class S = Scalar>
+  template <Write how = Write::add, class S = Scalar>
   requires detail::StoredFor<S, Scalar>
-  void add_to(const LogitTile<S>& tile) const { add<onto>(tile); }
+  void add_to(const LogitTile<S>& tile) const { add<how>(tile); }
 
   /// Whether the bias may be -inf.
   [[nodiscard]] bool hides() const { return bias_->hides(); }
@@ -84,10 +84,10 @@ class PreparedRelativeBias {
   using Stride = Eigen::InnerStride<>;
   using ConstValues = Eigen::Map<const Eigen::ArrayX<Scalar>, Eigen::Unaligned, Stride>;
 
-  template <Onto onto, class S>
+  template <Write how, class S>
   void add(const LogitTile<S>& tile) const;
 
-  [[nodiscard]] Index width() const { return static_cast<Index>(columns_.relative().size()); }
+  [[nodiscard]] Index width() const { return static_cast<Index>(index_.offsets().size()); }
 
   /// Where the table has the values of a head.
   template <class S>
@@ -99,10 +99,10 @@ class PreparedRelativeBias {
   template <class S, class Visit>
   void for_each_value(const LogitTile<S>& tile, const Visit& visit) const {
     if (tabulated())
-      return for_each_slice(tile,
-                            [&](S* logits, Index begin, Index count) { visit(table_.data() + begin, count, logits); });
+      return for_each_span(tile,
+                           [&](S* logits, Index begin, Index count) { visit(table_.data() + begin, count, logits); });
     std::vector<Scalar> values(static_cast<std::size_t>(tile.heads * tile.keys));
-    columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
+    index_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
       bias_->evaluate_heads(relative, tile.head, tile.heads, values.data());
       const auto count = static_cast<Index>(relative.size());
       for (Index h = 0; h < tile.heads; ++h)
@@ -110,70 +110,68 @@ class PreparedRelativeBias {
     });
   }
 
-  /// Calls `visit(first logit, first value of the table, count)` for every slice of the table that meets the tile: found
+  /// Calls `visit(first logit, first value of the table, count)` for every span of the table that meets the tile: found
   /// once for all heads, and handed out head by head, some hundred at a time.
   template <class S, class Visit>
-  void for_each_slice(const LogitTile<S>& tile, const Visit& visit) const {
-    std::array<detail::ColumnSlice, 256> slices;
+  void for_each_span(const LogitTile<S>& tile, const Visit& visit) const {
+    std::array<detail::OffsetSpan, 256> spans;
     std::size_t found = 0;
     const auto hand_out = [&] {
       for (Index h = 0; h < tile.heads; ++h)
         for (std::size_t s = 0; s < found; ++s) {
-          const detail::ColumnSlice& slice = slices[s];
-          visit(tile.row(h, slice.query) + slice.key * tile.key_stride, first_value(tile, h) + slice.column,
-                slice.count);
+          const detail::OffsetSpan& span = spans[s];
+          visit(tile.row(h, span.query) + span.key * tile.key_stride, first_value(tile, h) + span.entry, span.count);
         }
       found = 0;
     };
-    columns_.for_each_slice(tile, [&](const detail::ColumnSlice& slice) {
-      if (found == slices.size()) hand_out();
-      slices[found++] = slice;
+    index_.for_each_span(tile, [&](const detail::OffsetSpan& span) {
+      if (found == spans.size()) hand_out();
+      spans[found++] = span;
     });
     hand_out();
   }
 
   const Bias* bias_;
   Executor executor_;
-  detail::RelativeColumns columns_;
-  std::vector<Scalar> table_;  // (NH, columns)
+  detail::OffsetIndex index_;
+  std::vector<Scalar> table_;  // (NH, entries)
 };
 
 template <class Bias>
-PreparedRelativeBias<Bias>::PreparedRelativeBias(const Bias& bias, PairLocations at, const Executor& executor)
-    : bias_(&bias), executor_(executor), columns_(std::move(at)) {
+TabulatedBias<Bias>::TabulatedBias(const Bias& bias, CheckedPairPositions at, const Executor& executor)
+    : bias_(&bias), executor_(executor), index_(std::move(at)) {
   if (!tabulated()) return;
   table_.resize(static_cast<std::size_t>(bias_->n_heads() * width()));
-  bias_->evaluate_heads(columns_.relative(), 0, bias_->n_heads(), table_.data(), executor_);
+  bias_->evaluate_heads(index_.offsets(), 0, bias_->n_heads(), table_.data(), executor_);
 }
 
 template <class Bias>
-template <Onto onto, class S>
-void PreparedRelativeBias<Bias>::add(const LogitTile<S>& tile) const {
+template <Write how, class S>
+void TabulatedBias<Bias>::add(const LogitTile<S>& tile) const {
   if constexpr (std::is_same_v<S, Scalar>)
-    if (tabulated() && columns_.in_runs() && tile.key_stride == 1) {
-      const auto pieces = columns_.pieces(tile);
+    if (tabulated() && index_.in_runs() && tile.key_stride == 1) {
+      const auto runs = index_.runs(tile);
       for (Index h = 0; h < tile.heads; ++h)
-        columns_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index column) {
-          detail::add_toeplitz<onto, Scalar>(
-              {table_.data() + first_value(tile, h), column, 1, queries, tile.row(h, query), tile.query_stride},
-              pieces);
+        index_.for_each_run_of_queries(tile, [&](Index query, Index queries, Index entry) {
+          detail::add_diagonals<how, Scalar>(
+              {table_.data() + first_value(tile, h), entry, 1, queries, tile.row(h, query), tile.query_stride}, runs);
         });
       return;
     }
   for_each_value(tile, [&](const Scalar* values, Index count, S* logits) {
-    detail::add_values<onto>(values, count, logits, tile.key_stride);
+    detail::add_values<how>(values, count, logits, tile.key_stride);
   });
 }
 
 template <class Bias>
-void PreparedRelativeBias<Bias>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
+void TabulatedBias<Bias>::accumulate(const LogitTile<const Scalar>& tile, Accumulator& accumulator) const {
   if (tabulated()) {
-    for_each_slice(tile, [&](const Scalar* logits, Index begin, Index count) {
+    for_each_span(tile, [&](const Scalar* logits, Index begin, Index count) {
       detail::add_to_sums(ConstValues(logits, count, Stride(tile.key_stride)), accumulator.sums.data() + begin);
     });
   } else {
     std::vector<double> values(static_cast<std::size_t>(tile.heads * tile.keys));
-    columns_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
+    index_.for_each_row(tile, [&](Index i, Index skip, std::span<const double> relative) {
       const auto count = static_cast<Index>(relative.size());
       for (Index h = 0; h < tile.heads; ++h) {
         const Scalar* row = tile.row(h, i) + skip * tile.key_stride;
@@ -191,10 +189,10 @@ void PreparedRelativeBias<Bias>::accumulate(const LogitTile<const Scalar>& tile,
 }
 
 template <class Bias>
-void PreparedRelativeBias<Bias>::finish(const Accumulator& accumulator, Gradients& grads) const {
+void TabulatedBias<Bias>::finish(const Accumulator& accumulator, Gradients& grads) const {
   const double* sum = accumulator.sums.data();
   if (tabulated()) {
-    bias_->evaluate_heads_backward(columns_.relative(), 0, bias_->n_heads(), sum, grads, executor_);
+    bias_->evaluate_heads_backward(index_.offsets(), 0, bias_->n_heads(), sum, grads, executor_);
   } else {
     for_each_parameter(grads, [&](std::string_view, auto& tensor) {
       for (Index p = 0; p < tensor.size(); ++p) tensor.data()[p] += static_cast<Scalar>(*sum++);
@@ -203,7 +201,7 @@ void PreparedRelativeBias<Bias>::finish(const Accumulator& accumulator, Gradient
 }
 
 template <class Bias>
-auto PreparedRelativeBias<Bias>::accumulator() const -> Accumulator {
+auto TabulatedBias<Bias>::accumulator() const -> Accumulator {
   Accumulator result{std::vector<double>(table_.size()), bias_->zero_gradients()};
   if (!tabulated())
     for_each_parameter(result.row, [&](std::string_view, const auto& tensor) {

@@ -11,8 +11,8 @@
 #include <limits>
 #include <vector>
 
+#include "posbias/core/checked_positions.hpp"
 #include "posbias/core/infinity.hpp"
-#include "posbias/core/token_locations.hpp"
 #include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {
@@ -25,9 +25,9 @@ struct KeyRange {
 };
 
 /// The positions of all queries and keys, as integers of the same order: reals by their bits. O(L1+L2) memory.
-class CausalOrder {
+class CausalVisibility {
  public:
-  CausalOrder(const PairLocations& at, Index queries, Index keys)
+  CausalVisibility(const CheckedPairPositions& at, Index queries, Index keys)
       : queries_(at.q, queries, at.q.integral() && at.k.integral(), (std::numeric_limits<std::int64_t>::max)()),
         keys_(at.k, keys, at.q.integral() && at.k.integral(), (std::numeric_limits<std::int64_t>::min)()) {}
 
@@ -45,7 +45,7 @@ class CausalOrder {
 
   /// Makes the logits of keys that a query does not see -inf; returns whether there are any.
   template <class S>
-  bool hide(const LogitTile<S>& tile) const {
+  bool apply(const LogitTile<S>& tile) const {
     const std::int64_t* query = queries_.row(tile.batch) + tile.query;
     const std::int64_t* key = keys_.row(tile.batch) + tile.key;
     const std::int64_t earliest = *std::min_element(query, query + tile.queries);
@@ -65,7 +65,7 @@ class CausalOrder {
     bool shared;
     std::vector<std::int64_t> order;
 
-    Side(const TokenLocations& at, Index count, bool integral, std::int64_t without)
+    Side(const CheckedPositions& at, Index count, bool integral, std::int64_t without)
         : tokens(count), shared(at.shared()), order(static_cast<std::size_t>(at.rows() * count), without) {
       for (Index n = 0; n < at.rows(); ++n)
         for (Index i = 0; i < at.count(); ++i)

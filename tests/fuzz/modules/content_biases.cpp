@@ -32,8 +32,8 @@ Drawn<S> draw_transformer_xl(FuzzedDataProvider& input) {
   const bool right = heads > 0 && dim >= 2 && dim % 2 == 0 && dim % heads == 0 && by.right();
   const Index head_dim = right ? dim / heads : 0;
   return made<S>(right, make,
-                 truths::transformer_xl({.H = static_cast<int>(head_dim), .half = half, .bio_attention = bio_attention},
-                                        by.divide),
+                 reference_models::transformer_xl(
+                     {.H = static_cast<int>(head_dim), .half = half, .bio_attention = bio_attention}, by.divide),
                  {.uses_qkv = true,
                   .uses_mask = true,
                   .qkv_heads = heads,
@@ -66,14 +66,15 @@ Drawn<S> draw_disentangled_bias(FuzzedDataProvider& input) {
                                 .index = index},
                                1);
   };
-  const truths::DisentangledHeads shape{.n_positions = static_cast<int>(rows),
-                                        .scale = scale,
-                                        .c2p = terms != 2,
-                                        .p2c = terms != 1,
-                                        .c2p_sign = index == DisentangledIndex::key_minus_query ? -1 : 1,
-                                        .p2c_sign = index == DisentangledIndex::query_minus_key ? 1 : -1};
+  const reference_models::DisentangledHeads shape{.n_positions = static_cast<int>(rows),
+                                                  .scale = scale,
+                                                  .c2p = terms != 2,
+                                                  .p2c = terms != 1,
+                                                  .c2p_sign = index == DisentangledIndex::key_minus_query ? -1 : 1,
+                                                  .p2c_sign = index == DisentangledIndex::query_minus_key ? 1 : -1};
   return made<S>(heads > 0 && head_dim > 0 && rows > 0 && size >= 0 && terms < 3 && std::isfinite(scale), make,
-                 truths::disentangled_bias(shape), {.uses_mask = true, .mask_heads = heads, .mask_features = head_dim});
+                 reference_models::disentangled_bias(shape),
+                 {.uses_mask = true, .mask_heads = heads, .mask_features = head_dim});
 }
 
 /// One module for each hook.
@@ -86,13 +87,14 @@ Drawn<S> draw_composed(FuzzedDataProvider& input) {
     return posbias::Compose(posbias::Sinusoidal<S>({.dim = dim}), posbias::Rotary<S>({.head_dim = head_dim}),
                             posbias::ALiBi<S>({.n_heads = heads}));
   };
-  Truth truth = truths::sinusoidal(static_cast<int>(dim), false, 1);
-  const Truth rotary = truths::rotary({.H = static_cast<int>(head_dim), .rotated = static_cast<int>(head_dim)}, 1);
-  truth.change_query = rotary.change_query;
-  truth.change_key = rotary.change_key;
-  truth.bias = truths::alibi({static_cast<int>(heads), static_cast<int>(heads), false}, 1).bias;
+  ReferenceModel reference_model = reference_models::sinusoidal(static_cast<int>(dim), false, 1);
+  const ReferenceModel rotary =
+      reference_models::rotary({.H = static_cast<int>(head_dim), .rotated = static_cast<int>(head_dim)}, 1);
+  reference_model.change_query = rotary.change_query;
+  reference_model.change_key = rotary.change_key;
+  reference_model.bias = reference_models::alibi({static_cast<int>(heads), static_cast<int>(heads), false}, 1).bias;
   return made<S>(
-      true, make, std::move(truth),
+      true, make, std::move(reference_model),
       {.uses_x = true, .uses_qkv = true, .uses_mask = true, .dim = dim, .qkv_features = head_dim, .mask_heads = heads});
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// A module of random options, behind virtual functions, with its truth and what it needs of tensors.
+/// A module of random options, behind virtual functions, with its reference and what it needs of tensors.
 #pragma once
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -17,25 +17,25 @@
 
 #include "fuzz/modules/place.hpp"
 #include "fuzz/require.hpp"
-#include "laws/placed_bundle.hpp"
-#include "laws/subject.hpp"
-#include "laws/truths.hpp"
+#include "laws/module_under_test.hpp"
+#include "laws/placed_inputs.hpp"
+#include "laws/reference_models.hpp"
 #include "posbias/core/error.hpp"
 #include "support/parameter_values.hpp"
 
 namespace posbias_fuzz {
 
-using posbias_test::Bundle;
 using posbias_test::Elements;
 using posbias_test::Hook;
+using posbias_test::HookInputs;
 using posbias_test::Named;
 using posbias_test::Placement;
 using posbias_test::Placements;
+using posbias_test::ReferenceModel;
 using posbias_test::Storage;
-using posbias_test::Truth;
-namespace truths = posbias_test::truths;
+namespace reference_models = posbias_test::reference_models;
 
-/// Leading dimensions of a call's tensors.
+/// BatchShape dimensions of a call's tensors.
 template <class S>
 inline constexpr int leading_rank = std::is_same_v<S, float> ? 1 : 2;
 
@@ -63,7 +63,7 @@ class Hooks {
  public:
   virtual ~Hooks() = default;
   /// Calls a hook on the tensors; false if it refuses them.
-  virtual bool call(Hook hook, Bundle<S>& tensors, const Stored& stored, const posbias::TokenPositions& token,
+  virtual bool call(Hook hook, HookInputs<S>& tensors, const Stored& stored, const posbias::TokenPositions& token,
                     const posbias::PairPositions& pair) const = 0;
   [[nodiscard]] virtual Named<S> parameters() const = 0;
 };
@@ -73,18 +73,18 @@ class HooksOf : public Hooks<S> {
  public:
   explicit HooksOf(Module module) : module_(std::move(module)) {}
 
-  bool call(Hook hook, Bundle<S>& tensors, const Stored& stored, const posbias::TokenPositions& token,
+  bool call(Hook hook, HookInputs<S>& tensors, const Stored& stored, const posbias::TokenPositions& token,
             const posbias::PairPositions& pair) const override {
     bool result = false;
     posbias_test::with_elements<S, leading_rank<S>>(stored.elements, [&](auto type) {
-      typename decltype(type)::type held(tensors, stored.at);
+      typename decltype(type)::type copied(tensors, stored.at);
       result = accepted([&] {
-        if (hook == Hook::mod_x) module_.mod_x(held.x.tensor(), token);
-        if (hook == Hook::mod_qkv) module_.mod_qkv(held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+        if (hook == Hook::mod_x) module_.mod_x(copied.x.tensor(), token);
+        if (hook == Hook::mod_qkv) module_.mod_qkv(copied.q.tensor(), copied.k.tensor(), copied.v.tensor(), pair);
         if (hook == Hook::mod_mask)
-          module_.mod_mask(held.mask.tensor(), held.q.tensor(), held.k.tensor(), held.v.tensor(), pair);
+          module_.mod_mask(copied.mask.tensor(), copied.q.tensor(), copied.k.tensor(), copied.v.tensor(), pair);
       });
-      held.give_back(tensors);
+      copied.give_back(tensors);
     });
     return result;
   }
@@ -108,20 +108,20 @@ struct Needs {
 template <class S>
 struct Drawn {
   std::unique_ptr<Hooks<S>> hooks;  ///< none if the options were refused, as they must be
-  Truth truth{};
+  ReferenceModel reference_model{};
   Needs needs{};
 };
 
 /// `make()`, which must throw OptionError unless the options are right.
 template <class S, class Make>
-Drawn<S> made(bool right, const Make& make, Truth truth, const Needs& needs) {
+Drawn<S> made(bool right, const Make& make, ReferenceModel reference_model, const Needs& needs) {
   std::unique_ptr<Hooks<S>> hooks;
   try {
     hooks = std::make_unique<HooksOf<decltype(make()), S>>(make());
   } catch (const posbias::OptionError&) {
   }
   require((hooks != nullptr) == right, right ? "right options are refused" : "hostile options are not refused");
-  return {std::move(hooks), std::move(truth), needs};
+  return {std::move(hooks), std::move(reference_model), needs};
 }
 
 /// A small size: positive, or now and then hostile.

@@ -15,20 +15,20 @@ namespace posbias_fuzz {
 namespace {
 
 using posbias_test::numbers;
+using posbias_test::PositionCase;
 using posbias_test::product;
-using posbias_test::Scene;
 using posbias_test::Shape;
 
 /// Sizes of every tensor, right or not.
 struct Sizes {
-  Leading leading;  ///< of x and q, which say how many there are
+  BatchShape leading;  ///< of x and q, which say how many there are
   std::vector<Index> x, q, k, v, mask;
   bool flawed = false;  ///< one size may be another
 
   [[nodiscard]] Index L1() const { return q[leading.size()]; }
   [[nodiscard]] Index L2() const { return k[leading.size()]; }
 
-  [[nodiscard]] Leading leading_of(const std::vector<Index>& shape) const {
+  [[nodiscard]] BatchShape leading_of(const std::vector<Index>& shape) const {
     return {shape.begin(), shape.begin() + static_cast<std::ptrdiff_t>(leading.size())};
   }
   /// L, NH and H of q, k or v.
@@ -191,11 +191,12 @@ class Call {
     posbias::TokenPositions at = flags_.token_positions(flag_leading_, {});
     at.pos = place_q_.positions();
     const Index tokens = sizes_.x[sizes_.leading.size()];
-    const Leading leading = sizes_.leading_of(sizes_.x);
+    const BatchShape leading = sizes_.leading_of(sizes_.x);
     const bool right =
         !module_.needs.uses_x ||
         (sizes_.x.back() == module_.needs.dim && flags_are_right() && place_q_.right(leading, tokens, flags_) &&
-         (!module_.truth.ids_below || place_q_.ids_below(*module_.truth.ids_below, leading, tokens, flags_)));
+         (!module_.reference_model.ids_below ||
+          place_q_.ids_below(*module_.reference_model.ids_below, leading, tokens, flags_)));
     return check_hook(Hook::mod_x, "mod_x", right && !(module_.needs.uses_x && repeats(stored_.at.x)), at);
   }
 
@@ -211,7 +212,7 @@ class Call {
   }
 
   [[nodiscard]] bool pair_is_right() const {
-    const Leading leading = sizes_.leading_of(sizes_.q);
+    const BatchShape leading = sizes_.leading_of(sizes_.q);
     const bool q_k = together_ && place_q_.positions().given();
     if (q_k && (place_too_.q.given() || place_too_.k.given() || sizes_.L1() != sizes_.L2())) return false;
     return place_q_.right(leading, sizes_.L1()) && place_k_.right(leading, sizes_.L2());
@@ -236,7 +237,7 @@ class Call {
   bool check_mask() {
     const Needs& needs = module_.needs;
     const auto fits = [](Index need, Index size) { return need == 0 || need == size; };
-    const bool integers = !module_.truth.integers_only || (!place_q_.reals() && !place_k_.reals());
+    const bool integers = !module_.reference_model.integers_only || (!place_q_.reals() && !place_k_.reals());
     const bool right =
         !needs.uses_mask ||
         (sizes_.are_attention() && sizes_.have_mask() && fits(needs.mask_heads, sizes_.trailing(sizes_.q, 1)) &&
@@ -247,7 +248,7 @@ class Call {
   /// The hook must take what is right, and else throw and leave everything as it was. On whole tensors of S it gives the
   /// same bits, but for rounding.
   bool check_hook(Hook hook, const std::string& name, bool right, const posbias::TokenPositions& token) {
-    Bundle<S> expected = tensors_;
+    HookInputs<S> expected = tensors_;
     require(module_.hooks->call(hook, tensors_, stored_, token, pair()) == right,
             name + (right ? " refuses what is right" : " takes what is not right"));
     if (right && is_plain()) return true;
@@ -265,18 +266,18 @@ class Call {
     const Shape shape{product(sizes_.leading), sizes_.q[rank + 1], sizes_.L1(), sizes_.L2(),
                       sizes_.q[rank + 2],      sizes_.x[rank + 1]};
     in_.shape = tensors_.shape = shape;
-    Scene scene = flags_;
-    scene.q = place_q_.where;
-    scene.k = place_k_.where;
+    PositionCase position_case = flags_;
+    position_case.q = place_q_.where;
+    position_case.k = place_k_.where;
     if (place_q_.reals() || place_k_.reals()) {
-      scene.q = place_q_.rounded(shape.L1);
-      scene.k = place_k_.rounded(shape.L2);
+      position_case.q = place_q_.rounded(shape.L1);
+      position_case.k = place_k_.rounded(shape.L2);
     }
     // The variance of a layer norm is infinite there, in double, and its output the bias.
-    if (module_.needs.squares && scene.furthest() > 0x1p490L) return;
-    const std::string difference =
-        posbias_test::Oracle<S>(module_.truth, module_.hooks->parameters(), scene, in_, std::move(tensors_))
-            .difference();
+    if (module_.needs.squares && position_case.furthest() > 0x1p490L) return;
+    const std::string difference = posbias_test::Oracle<S>(module_.reference_model, module_.hooks->parameters(),
+                                                           position_case, in_, std::move(tensors_))
+                                       .difference();
     require(difference.empty(), difference);
   }
 
@@ -285,11 +286,11 @@ class Call {
   Sizes sizes_;
   Place place_q_, place_k_;
   posbias::PairPositions place_too_;
-  Scene flags_;
-  Leading flag_leading_;
+  PositionCase flags_;
+  BatchShape flag_leading_;
   Stored stored_{sizes_.whole()};
   bool share_ = false;  ///< q and k do, elements
-  Bundle<S> in_{Shape{0, 0, 0, 0, 0, 0}}, tensors_ = in_;
+  HookInputs<S> in_{Shape{0, 0, 0, 0, 0, 0}}, tensors_ = in_;
 };
 
 template <class S>

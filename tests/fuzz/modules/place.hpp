@@ -12,16 +12,16 @@
 #include <utility>
 #include <vector>
 
-#include "laws/scene.hpp"
+#include "laws/position_case.hpp"
 #include "posbias/core/positions.hpp"
 
 namespace posbias_fuzz {
 
+using posbias_test::BatchShape;
 using posbias_test::Index;
-using posbias_test::Leading;
+using posbias_test::PositionCase;
 using posbias_test::PositionType;
 using posbias_test::Real;
-using posbias_test::Scene;
 using posbias_test::Where;
 
 inline bool one_in(FuzzedDataProvider& input, unsigned count) {
@@ -29,7 +29,7 @@ inline bool one_in(FuzzedDataProvider& input, unsigned count) {
 }
 
 /// Whether a tensor with these leading dimensions has batch entries for those of another.
-inline bool broadcasts(const Leading& given, const Leading& wanted) {
+inline bool broadcasts(const BatchShape& given, const BatchShape& wanted) {
   return std::equal(given.begin(), given.end(), wanted.begin(), wanted.end(),
                     [](Index one, Index other) { return one == other || one == 1; });
 }
@@ -38,7 +38,7 @@ inline bool broadcasts(const Leading& given, const Leading& wanted) {
 struct Place {
   Where where{};
   PositionType type = PositionType::int64;
-  Leading leading{};  ///< of the tensor, where it has a row per batch entry
+  BatchShape leading{};  ///< of the tensor, where it has a row per batch entry
 
   [[nodiscard]] posbias::Positions positions() const { return where.positions(leading, type); }
 
@@ -53,7 +53,7 @@ struct Place {
 
   /// Whether the positions of `tokens` tokens in batch entries of shape `of`, whose flags are right. Those of tokens that
   /// flags leave out are not looked at.
-  [[nodiscard]] bool right(const Leading& of, Index tokens, const Scene& flags = {}) const {
+  [[nodiscard]] bool right(const BatchShape& of, Index tokens, const PositionCase& flags = {}) const {
     if (where.kind == Where::Kind::not_given) return true;
     constexpr std::int64_t limit = posbias::Positions::limit;
     if (where.kind == Where::Kind::range && (flags.flags.empty() || tokens == 0))
@@ -67,7 +67,7 @@ struct Place {
   }
 
   /// Whether they are also integers in [0, end), rows of a table.
-  [[nodiscard]] bool ids_below(Index end, const Leading& of, Index tokens, const Scene& flags) const {
+  [[nodiscard]] bool ids_below(Index end, const BatchShape& of, Index tokens, const PositionCase& flags) const {
     if (flags.flags.empty()) return tokens == 0 || where.ids_below(end, tokens);
     Where seen{.kind = Where::Kind::listed};
     seen.values = looked_at(of, tokens, flags);
@@ -86,7 +86,7 @@ struct Place {
   }
 
  private:
-  [[nodiscard]] std::vector<Real> looked_at(const Leading& of, Index tokens, const Scene& flags) const {
+  [[nodiscard]] std::vector<Real> looked_at(const BatchShape& of, Index tokens, const PositionCase& flags) const {
     if (flags.flags.empty()) return where.values;
     std::vector<Real> values;
     const Index first = where.kind == Where::Kind::listed ? tokens - where.count : 0;
@@ -132,7 +132,7 @@ inline double draw_real(FuzzedDataProvider& input) {
   }
 }
 
-inline Place draw_place(FuzzedDataProvider& input, const Leading& leading, Index tokens) {
+inline Place draw_place(FuzzedDataProvider& input, const BatchShape& leading, Index tokens) {
   const int kind = input.ConsumeIntegralInRange(0, 7);
   if (kind == 0) return {};
   if (kind == 1) return {Where::range(draw_integer(input))};

@@ -23,14 +23,14 @@ Drawn<S> draw_sinusoidal(FuzzedDataProvider& input) {
                           .learned_div = by.learned});
   };
   return made<S>(dim >= 2 && dim % 2 == 0 && by.right(), make,
-                 truths::sinusoidal(static_cast<int>(dim), half, by.divide), {.uses_x = true, .dim = dim});
+                 reference_models::sinusoidal(static_cast<int>(dim), half, by.divide), {.uses_x = true, .dim = dim});
 }
 
 template <class S>
 Drawn<S> draw_learned_vocab(FuzzedDataProvider& input) {
   const Index dim = draw_size(input, 9), rows = draw_size(input, 150);
   return made<S>(dim > 0 && rows > 0, [&] { return LearnedVocab<S>({.dim = dim, .max_seq_len = rows}); },
-                 truths::learned_vocab(static_cast<int>(dim), rows), {.uses_x = true, .dim = dim});
+                 reference_models::learned_vocab(static_cast<int>(dim), rows), {.uses_x = true, .dim = dim});
 }
 
 template <class S>
@@ -43,7 +43,7 @@ Drawn<S> draw_learned_continuous(FuzzedDataProvider& input) {
         {.dim = dim, .depth = depth, .norm = norm, .divide = by.divide, .learned_div = by.learned}, 1);
   };
   return made<S>(dim > 0 && depth > 0 && by.right(), make,
-                 truths::learned_continuous(static_cast<int>(depth), norm, by.divide),
+                 reference_models::learned_continuous(static_cast<int>(depth), norm, by.divide),
                  {.uses_x = true, .dim = dim, .squares = true});
 }
 
@@ -70,12 +70,12 @@ Drawn<S> draw_rotary(FuzzedDataProvider& input) {
   const bool right = head_dim >= 2 && head_dim % 2 == 0 && rotated >= 0 && rotated <= head_dim && rotated % 2 == 0 &&
                      std::isfinite(base) && base > 0 && by.right();
   return made<S>(right, make,
-                 truths::rotary({.H = static_cast<int>(head_dim),
-                                 .rotated = static_cast<int>(rotated),
-                                 .half = half,
-                                 .own_spectrum = own_spectrum,
-                                 .base = base},
-                                by.divide),
+                 reference_models::rotary({.H = static_cast<int>(head_dim),
+                                           .rotated = static_cast<int>(rotated),
+                                           .half = half,
+                                           .own_spectrum = own_spectrum,
+                                           .base = base},
+                                          by.divide),
                  {.uses_qkv = true, .qkv_features = head_dim});
 }
 

@@ -25,8 +25,8 @@ Drawn<S> draw_alibi(FuzzedDataProvider& input) {
                      .learned_div = by.learned});
   };
   const bool right = heads > 0 && used >= 1 && used <= heads && by.right();
-  const truths::ALiBiHeads shape{static_cast<int>(heads), static_cast<int>(used), asymmetric};
-  return made<S>(right, make, right ? truths::alibi(shape, by.divide) : Truth{},
+  const reference_models::ALiBiHeads shape{static_cast<int>(heads), static_cast<int>(used), asymmetric};
+  return made<S>(right, make, right ? reference_models::alibi(shape, by.divide) : ReferenceModel{},
                  {.uses_mask = true, .mask_heads = heads});
 }
 
@@ -41,7 +41,7 @@ Drawn<S> draw_relative_position_bias(FuzzedDataProvider& input) {
   };
   const Index exact = (bidirectional ? buckets / 2 : buckets) / 2;
   return made<S>(heads > 0 && exact >= 1 && distance > exact, make,
-                 truths::relative_position_bias({bidirectional, buckets, distance}),
+                 reference_models::relative_position_bias({bidirectional, buckets, distance}),
                  {.uses_mask = true, .mask_heads = heads});
 }
 
@@ -56,7 +56,7 @@ Drawn<S> draw_dynamic_position_bias(FuzzedDataProvider& input) {
         1);
   };
   return made<S>(dim > 0 && heads > 0 && depth > 0 && by.right(), make,
-                 truths::dynamic_position_bias(static_cast<int>(depth), norm, by.divide),
+                 reference_models::dynamic_position_bias(static_cast<int>(depth), norm, by.divide),
                  {.uses_mask = true, .mask_heads = heads, .squares = true});
 }
 

@@ -26,7 +26,8 @@ namespace detail {
 
 /// Which row of `given` each row of `wanted` reads, rows being counted in row-major order of (B, *): a dimension of 1, or
 /// one that is missing from the left, is for all. None if the shapes do not fit.
-[[gnu::cold]] inline std::optional<std::vector<Index>> broadcast_rows(const Leading& given, const Leading& wanted) {
+[[gnu::cold]] inline std::optional<std::vector<Index>> broadcast_rows(const BatchShape& given,
+                                                                      const BatchShape& wanted) {
   StridedShape<0> from{given};
   Index stride = 1;
   for (std::size_t d = given.rank; d-- > 0; stride *= given.sizes[d]) from.leading_strides[d] = stride;
@@ -40,11 +41,11 @@ namespace detail {
 
 }  // namespace detail
 
-/// Flags checked against the tensor they belong to; refers to the `Flags` it was made from.
-class TokenFlags {
+/// TokenMask checked against the tensor they belong to; refers to the `TokenMask` it was made from.
+class CheckedTokenMask {
  public:
   /// Throws ShapeError.
-  TokenFlags(const detail::Hook& hook, const Flags& flags, const detail::Leading& leading, Index tokens)
+  CheckedTokenMask(const detail::Hook& hook, const TokenMask& flags, const detail::BatchShape& leading, Index tokens)
       : flags_(&flags), first_(tokens - flags.count_) {
     if (flags.count_ > tokens)
       detail::fail<ShapeError>(hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
@@ -67,19 +68,19 @@ class TokenFlags {
   }
 
  private:
-  const Flags* flags_;
+  const TokenMask* flags_;
   Index first_;
   std::vector<Index> rows_;  // of each batch entry
 };
 
 /// Positions checked against the tensor they belong to: `tokens` tokens in each batch entry of shape `leading`.
 /// Owns a copy of them.
-class TokenLocations {
+class CheckedPositions {
  public:
   /// Positions of tokens that are left out by `flags` in all batch entries that share them are not looked at. Throws
   /// ShapeError or PositionError, naming `hook` and the argument.
-  TokenLocations(const detail::Hook& hook, std::string_view argument, Positions positions,
-                 const detail::Leading& leading, Index tokens, const TokenFlags* flags = nullptr)
+  CheckedPositions(const detail::Hook& hook, std::string_view argument, Positions positions,
+                   const detail::BatchShape& leading, Index tokens, const CheckedTokenMask* flags = nullptr)
       : positions_(std::move(positions)), tokens_(tokens), count_(positions_.unlimited_ ? tokens : positions_.count_) {
     const auto reject = [&]<class Exception>(std::type_identity<Exception>, const auto&... parts) {
       detail::fail<Exception>(hook, ": ", argument, " ", parts...);
@@ -175,8 +176,8 @@ class TokenLocations {
   }
 
   /// One row of positions is for all batch entries, many become a row for each of them. False if shapes do not fit.
-  [[gnu::cold]] bool broadcast(const detail::Leading& leading) {
-    detail::Leading& rows = positions_.leading_;
+  [[gnu::cold]] bool broadcast(const detail::BatchShape& leading) {
+    detail::BatchShape& rows = positions_.leading_;
     if (rows.rank == 0 || (rows == leading && rows.count() != 1)) return true;
     std::optional<std::vector<Index>> read = detail::broadcast_rows(rows, leading);
     if (!read) return false;
@@ -198,7 +199,7 @@ class TokenLocations {
   }
 
   /// Positions of tokens that are nowhere encoded become 0, which every module can embed.
-  [[gnu::cold]] void forget_unused(const TokenFlags& flags, Index batches) {
+  [[gnu::cold]] void forget_unused(const CheckedTokenMask& flags, Index batches) {
     std::vector<char> used(static_cast<std::size_t>(rows() * count_));
     for (Index n = 0; n < batches; ++n)
       for (Index i = 0; i < count_; ++i) used[flat(n, i)] |= static_cast<char>(flags(n, first() + i));
@@ -226,10 +227,10 @@ class TokenLocations {
 };
 
 /// Positions of the queries and of the keys of one attention, checked.
-struct PairLocations {
+struct CheckedPairPositions {
   /// Throws ShapeError, PositionError.
-  PairLocations(const detail::Hook& hook, const PairPositions& at, const detail::Leading& leading, Index queries,
-                Index keys)
+  CheckedPairPositions(const detail::Hook& hook, const PairPositions& at, const detail::BatchShape& leading,
+                       Index queries, Index keys)
       : q(hook, at.q_k.given() ? "q_k" : "q", at.q_k.given() ? at.q_k : at.q, leading, queries),
         k(hook, at.q_k.given() ? "q_k" : "k", at.q_k.given() ? at.q_k : at.k, leading, keys) {
     if (at.q_k.given() && (at.q.given() || at.k.given()))
@@ -241,7 +242,8 @@ struct PairLocations {
   }
 
   /// Of queries and keys that were checked apart.
-  PairLocations(TokenLocations of_queries, TokenLocations of_keys) : q(std::move(of_queries)), k(std::move(of_keys)) {}
+  CheckedPairPositions(CheckedPositions of_queries, CheckedPositions of_keys)
+      : q(std::move(of_queries)), k(std::move(of_keys)) {}
 
   /// Throws PositionError unless all positions, which are those of `at`, are integers.
   void require_integers(const detail::Hook& hook, const PairPositions& at) const {
@@ -249,8 +251,8 @@ struct PairLocations {
     k.require_integers(hook, at.q_k.given() ? "q_k" : "k");
   }
 
-  TokenLocations q,  ///< of the queries
-      k;             ///< of the keys
+  CheckedPositions q,  ///< of the queries
+      k;               ///< of the keys
 };
 
 namespace detail {
@@ -263,13 +265,13 @@ struct TokenBlock {
 };
 
 /// How many blocks `token_block` cuts the tokens into.
-inline Index token_blocks(const TokenLocations& at) {
+inline Index token_blocks(const CheckedPositions& at) {
   return at.rows() * ((at.count() + TokenBlock::max_tokens - 1) / TokenBlock::max_tokens);
 }
 
 /// Calls `visit(TokenBlock)` for block `index`. Shared positions come once, with all batch entries.
 template <class Visit>
-void visit_token_block(const TokenLocations& at, Index batches, Index index, const Visit& visit) {
+void visit_token_block(const CheckedPositions& at, Index batches, Index index, const Visit& visit) {
   const Index row = index % at.rows();
   const Index begin = index / at.rows() * TokenBlock::max_tokens;
   const Index tokens = (std::min)(TokenBlock::max_tokens, at.count() - begin);

@@ -13,12 +13,12 @@
 #include <string>
 #include <vector>
 
-#include "laws/subject.hpp"
+#include "laws/module_under_test.hpp"
 #include "reference/reference.hpp"
 
-namespace posbias_test::truths {
+namespace posbias_test::reference_models {
 
-using Parameters = Truth::Parameters;
+using Parameters = ReferenceModel::Parameters;
 using Divisor = std::function<Real(const Parameters&)>;
 
 /// `divide`, or what the parameter "div" says where there is one.
@@ -31,14 +31,14 @@ inline Real no_angles(const Parameters&) {
   return std::numeric_limits<Real>::infinity();
 }
 
-inline Truth sinusoidal(int dim, bool half, Real divide) {
+inline ReferenceModel sinusoidal(int dim, bool half, Real divide) {
   const Divisor divisor = divided_by(divide);
   return {.addend = [=](Real p, const Parameters& w) { return reference::sinusoid(p, divisor(w), dim, half); },
           .angle_divisor = divisor};
 }
 
 /// x(f) += weight(p, f)
-inline Truth learned_vocab(int dim, Index max_seq_len) {
+inline ReferenceModel learned_vocab(int dim, Index max_seq_len) {
   return {.addend =
               [=](Real p, const Parameters& w) {
                 const auto first = w.at("emb.weight").begin() + static_cast<std::ptrdiff_t>(p) * dim;
@@ -47,7 +47,7 @@ inline Truth learned_vocab(int dim, Index max_seq_len) {
           .ids_below = max_seq_len};
 }
 
-inline Truth learned_continuous(int depth, bool norm, Real divide) {
+inline ReferenceModel learned_continuous(int depth, bool norm, Real divide) {
   const auto row = [=, divisor = divided_by(divide)](Real p, const Parameters& w) {
     return reference::mlp(p / divisor(w), w, depth, norm);
   };
@@ -66,7 +66,7 @@ inline Truth learned_continuous(int depth, bool norm, Real divide) {
           .angle_divisor = no_angles};
 }
 
-inline Truth rotary(const reference::RotaryHead& shape, Real divide) {
+inline ReferenceModel rotary(const reference::RotaryHead& shape, Real divide) {
   const Divisor divisor = divided_by(divide);
   const auto change = [=](std::span<Real> head, Real p, const Parameters& w) {
     reference::rotate(head, p, divisor(w), shape);
@@ -80,17 +80,17 @@ struct ALiBiHeads {
   bool asymmetric = false;
 };
 
-inline Truth alibi(const ALiBiHeads& heads, Real divide) {
+inline ReferenceModel alibi(const ALiBiHeads& heads, Real divide) {
   const std::vector<Real> slopes = reference::alibi_slopes(heads.NH, heads.used, heads.asymmetric);
-  return {.bias = [=, divisor = divided_by(divide)](const Truth::Logit& at, const Parameters& w) {
+  return {.bias = [=, divisor = divided_by(divide)](const ReferenceModel::Logit& at, const Parameters& w) {
     const Real slope = slopes[static_cast<std::size_t>(at.h)];
     return heads.asymmetric && at.h < heads.used ? reference::asymmetric_alibi(at.h, slope, at.q, at.k, divisor(w))
                                                  : reference::alibi(slope, at.q, at.k, divisor(w));
   }};
 }
 
-inline Truth relative_position_bias(const reference::BucketShape& buckets) {
-  const auto bias = [=](const Truth::Logit& at, const Parameters& w) {
+inline ReferenceModel relative_position_bias(const reference::BucketShape& buckets) {
+  const auto bias = [=](const ReferenceModel::Logit& at, const Parameters& w) {
     const auto relative = static_cast<std::int64_t>(at.k - at.q);
     const std::int64_t bucket = reference::t5_bucket(relative, buckets);
     const std::vector<Real>& weight = w.at("relative_attention_bias.weight");
@@ -100,14 +100,14 @@ inline Truth relative_position_bias(const reference::BucketShape& buckets) {
   return {.bias = bias, .integers_only = true};
 }
 
-inline Truth dynamic_position_bias(int depth, bool norm, Real divide) {
-  const auto of_head = [](const Truth::Logit& at) { return at.relative[static_cast<std::size_t>(at.h)]; };
-  return {.bias = [=](const Truth::Logit& at, const Parameters&) { return -of_head(at).value; },
+inline ReferenceModel dynamic_position_bias(int depth, bool norm, Real divide) {
+  const auto of_head = [](const ReferenceModel::Logit& at) { return at.relative[static_cast<std::size_t>(at.h)]; };
+  return {.bias = [=](const ReferenceModel::Logit& at, const Parameters&) { return -of_head(at).value; },
           .relative =
               [=, divisor = divided_by(divide)](Real q_minus_k, const Parameters& w) {
                 return reference::dynamic_bias(q_minus_k / divisor(w), w, depth, norm);
               },
-          .bias_terms = [=](const Truth::Logit& at, const Parameters&) { return of_head(at).terms; },
+          .bias_terms = [=](const ReferenceModel::Logit& at, const Parameters&) { return of_head(at).terms; },
           .angle_divisor = no_angles};
 }
 
@@ -117,19 +117,19 @@ struct XLHeads {
   bool bio_attention = false;
 };
 
-inline Truth transformer_xl(const XLHeads& heads, Real divide) {
+inline ReferenceModel transformer_xl(const XLHeads& heads, Real divide) {
   const Divisor divisor = divided_by(divide);
-  const auto logit = [=](const Truth::Logit& at, const Parameters& w) {
+  const auto logit = [=](const ReferenceModel::Logit& at, const Parameters& w) {
     return reference::xl(at.h, at.query, at.relative, w, heads.bio_attention);
   };
   const auto add_u = [=](int h, int f, const Parameters& w) {
     return w.at("bias_r_w")[static_cast<std::size_t>(heads.H * h + f)];
   };
   return {.query_addend = add_u,
-          .bias = [=](const Truth::Logit& at, const Parameters& w) { return logit(at, w).value; },
+          .bias = [=](const ReferenceModel::Logit& at, const Parameters& w) { return logit(at, w).value; },
           .relative = [=](Real q_minus_k,
                           const Parameters& w) { return reference::xl_row(q_minus_k, divisor(w), w, heads.half); },
-          .bias_terms = [=](const Truth::Logit& at, const Parameters& w) { return logit(at, w).terms; },
+          .bias_terms = [=](const ReferenceModel::Logit& at, const Parameters& w) { return logit(at, w).terms; },
           .sums_in_scalar = true,
           .angle_divisor = divisor};
 }
@@ -174,7 +174,7 @@ inline reference::Row rows(const DisentangledHeads& heads, Real q_minus_k, const
   return result;
 }
 
-inline reference::Sum logit(const DisentangledHeads& heads, const Truth::Logit& at) {
+inline reference::Sum logit(const DisentangledHeads& heads, const ReferenceModel::Logit& at) {
   const std::size_t features = at.query.size();
   const reference::Sum* keys = at.relative.data() + static_cast<std::size_t>(at.h) * features;
   const reference::Sum* queries = keys + at.relative.size() / 2;
@@ -187,13 +187,13 @@ inline reference::Sum logit(const DisentangledHeads& heads, const Truth::Logit& 
   return sum;
 }
 
-inline Truth disentangled_bias(const DisentangledHeads& heads) {
-  return {.bias = [=](const Truth::Logit& at, const Parameters&) { return logit(heads, at).value; },
+inline ReferenceModel disentangled_bias(const DisentangledHeads& heads) {
+  return {.bias = [=](const ReferenceModel::Logit& at, const Parameters&) { return logit(heads, at).value; },
           .relative = [=](Real q_minus_k, const Parameters& w) { return rows(heads, q_minus_k, w); },
-          .bias_terms = [=](const Truth::Logit& at, const Parameters&) { return logit(heads, at).terms; },
+          .bias_terms = [=](const ReferenceModel::Logit& at, const Parameters&) { return logit(heads, at).terms; },
           .sums_in_scalar = true,
           .angle_divisor = no_angles,
           .integers_only = true};
 }
 
-}  // namespace posbias_test::truths
+}  // namespace posbias_test::reference_models

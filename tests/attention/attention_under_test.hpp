@@ -11,8 +11,8 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/tile/mask_term.hpp"
 #include "posbias/core/positions.hpp"
+#include "posbias/tile/mask_term.hpp"
 #include "support/numbers.hpp"
 #include "support/parameter_values.hpp"
 
@@ -70,9 +70,9 @@ struct Differentiated {
 };
 
 template <class S>
-class AttentionSubject {
+class AttentionUnderTest {
  public:
-  virtual ~AttentionSubject() = default;
+  virtual ~AttentionUnderTest() = default;
 
   /// `attention`, with log_sum_exp or without; returns how much memory it used at most.
   virtual std::size_t attend(Map<S> out, ConstMap<S> q, ConstMap<S> k, ConstMap<S> v,
@@ -139,7 +139,7 @@ template <class S>
 [[nodiscard]] bool takes(Scheme scheme, Index heads, Index features);
 
 template <class S>
-[[nodiscard]] std::unique_ptr<AttentionSubject<S>> make_subject(Scheme scheme, Index heads, Index features);
+[[nodiscard]] std::unique_ptr<AttentionUnderTest<S>> make_under_test(Scheme scheme, Index heads, Index features);
 
 /// A mask that a caller brings along, of any of its types.
 struct MaskCase {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// A bundle's tensors as views of larger ones, of any storage type.
+/// A set of inputs's tensors as views of larger ones, of any storage type.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "laws/subject.hpp"
+#include "laws/module_under_test.hpp"
 #include "support/placed.hpp"
 
 namespace posbias_test {
@@ -21,16 +21,16 @@ void round_to(std::vector<float>& values) {
   for (float& value : values) value = static_cast<float>(static_cast<E>(value));
 }
 
-inline void round_to(Elements elements, Bundle<float>& bundle) {
+inline void round_to(Elements elements, HookInputs<float>& inputs) {
   using Eigen::bfloat16, Eigen::half;
-  if (elements == Elements::bfloat16) bundle.for_each(round_to<bfloat16>);
-  if (elements == Elements::half) bundle.for_each(round_to<half>);
+  if (elements == Elements::bfloat16) inputs.for_each(round_to<bfloat16>);
+  if (elements == Elements::half) inputs.for_each(round_to<half>);
   if (elements != Elements::several) return;
-  for (auto* values : {&bundle.x, &bundle.k, &bundle.v}) round_to<bfloat16>(*values);
-  round_to<half>(bundle.mask);
+  for (auto* values : {&inputs.x, &inputs.k, &inputs.v}) round_to<bfloat16>(*values);
+  round_to<half>(inputs.mask);
 }
 
-/// Where the tensors of a bundle lie. Heads first: the first two dimensions behind (B, *) have changed places, also of x
+/// Where the tensors of a set of inputs lie. Heads first: the first two dimensions behind (B, *) have changed places, also of x
 /// and mask. Narrowed: some slots of a cache, with room between heads, features and entries, too. Fused: q, k and v are
 /// parts of one tensor, as far as they are of one type; x and mask run backwards.
 struct Placements {
@@ -44,11 +44,11 @@ struct Placements {
 
   friend bool operator==(const Placements&, const Placements&) = default;
 
-  Placements(const Form& form, const Shape& s)
-      : Placements(joined(form.leading, {s.L1, s.D}), joined(form.leading, {s.L1, s.NH, s.H}),
-                   joined(form.leading, {s.L2, s.NH, s.H}), joined(form.leading, {s.L2, s.NH, s.H}),
-                   joined(form.leading, {s.NH, s.L1, s.L2})) {
-    lie(form.storage, form.leading.size());
+  Placements(const LayoutCase& layout_case, const Shape& s)
+      : Placements(joined(layout_case.leading, {s.L1, s.D}), joined(layout_case.leading, {s.L1, s.NH, s.H}),
+                   joined(layout_case.leading, {s.L2, s.NH, s.H}), joined(layout_case.leading, {s.L2, s.NH, s.H}),
+                   joined(layout_case.leading, {s.NH, s.L1, s.L2})) {
+    lie(layout_case.storage, layout_case.leading.size());
   }
 
   void lie(Storage storage, std::size_t leading) {
@@ -74,24 +74,25 @@ struct Placements {
   }
 };
 
-/// The tensors of a bundle with `Rank` leading dimensions at `Placements`, with elements of these types.
+/// The tensors of a set of inputs with `Rank` leading dimensions at `Placements`, with elements of these types.
 template <class S, int Rank, class X, class Q, class K, class V, class M>
-struct PlacedBundle {
+struct PlacedInputs {
   Placed<X, Rank + 2> x;
   Placed<Q, Rank + 3> q;
   Placed<K, Rank + 3> k;
   Placed<V, Rank + 3> v;
   Placed<M, Rank + 3> mask;
 
-  PlacedBundle(const Bundle<S>& b, const Form& form) : PlacedBundle(b, Placements(form, b.shape)) {}
-  PlacedBundle(const Bundle<S>& b, const Placements& at)
+  PlacedInputs(const HookInputs<S>& b, const LayoutCase& layout_case)
+      : PlacedInputs(b, Placements(layout_case, b.shape)) {}
+  PlacedInputs(const HookInputs<S>& b, const Placements& at)
       : x(b.x, at.x),
         q(b.q, at.q),
         k(b.k, at.k, shared_memory<K>(q, at.fused)),
         v(b.v, at.v, shared_memory<V>(k, at.fused)),
         mask(b.mask, at.mask) {}
 
-  void give_back(Bundle<S>& b) const {
+  void give_back(HookInputs<S>& b) const {
     b.x = x.template values<S>();
     b.q = q.template values<S>();
     b.k = k.template values<S>();
@@ -114,17 +115,17 @@ struct PlacedBundle {
   }
 };
 
-/// Calls `use` with the type of the bundle that has these elements.
+/// Calls `use` with the type of the set of inputs that has these elements.
 template <class S, int Rank, class Use>
 void with_elements(Elements elements, const Use& use) {
   using Eigen::bfloat16, Eigen::half;
-  if (elements == Elements::scalar) return use(std::type_identity<PlacedBundle<S, Rank, S, S, S, S, S>>());
+  if (elements == Elements::scalar) return use(std::type_identity<PlacedInputs<S, Rank, S, S, S, S, S>>());
   if constexpr (std::is_same_v<S, float>) {
     if (elements == Elements::bfloat16)
-      return use(std::type_identity<PlacedBundle<S, Rank, bfloat16, bfloat16, bfloat16, bfloat16, bfloat16>>());
+      return use(std::type_identity<PlacedInputs<S, Rank, bfloat16, bfloat16, bfloat16, bfloat16, bfloat16>>());
     if (elements == Elements::half)
-      return use(std::type_identity<PlacedBundle<S, Rank, half, half, half, half, half>>());
-    return use(std::type_identity<PlacedBundle<S, Rank, bfloat16, S, bfloat16, bfloat16, half>>());
+      return use(std::type_identity<PlacedInputs<S, Rank, half, half, half, half, half>>());
+    return use(std::type_identity<PlacedInputs<S, Rank, bfloat16, S, bfloat16, bfloat16, half>>());
   }
   throw std::logic_error("elements that a module of this scalar does not take");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// What the laws know of a module: all its hooks on one bundle of tensors, behind virtual functions, so that a law is
+/// What the laws know of a module: all its hooks on one set of inputs of tensors, behind virtual functions, so that a law is
 /// compiled once and not once for each module.
 ///
 /// A new module needs one `add_case` for each of its configurations (see the *_cases.cpp beside this file), and every
@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "laws/scene.hpp"
+#include "laws/position_case.hpp"
 #include "posbias/core/executor.hpp"
 #include "reference/reference.hpp"
 #include "support/numbers.hpp"
@@ -36,8 +36,8 @@ enum class Elements { scalar, bfloat16, half, several };
 
 enum class Hook { mod_x, mod_qkv, mod_mask };
 
-struct Form {
-  Leading leading{2};
+struct LayoutCase {
+  BatchShape leading{2};
   Storage storage = Storage::row_major;
   Elements elements = Elements::scalar;
   std::optional<Hook> only{};  ///< this hook alone is called
@@ -47,11 +47,11 @@ struct Form {
 
 /// Values of all tensors of an attention, in row-major order.
 template <class S>
-struct Bundle {
+struct HookInputs {
   Shape shape;
   std::vector<S> x, q, k, v, mask;
 
-  explicit Bundle(const Shape& s)
+  explicit HookInputs(const Shape& s)
       : shape(s),
         x(size(s.B * s.L1 * s.D)),
         q(size(s.B * s.L1 * s.NH * s.H)),
@@ -60,28 +60,28 @@ struct Bundle {
         mask(size(s.B * s.NH * s.L1 * s.L2)) {}
 
   /// Numbers in [-1, 1), exact in float.
-  static Bundle numbers(const Shape& shape, std::uint64_t seed = 1) {
-    Bundle bundle(shape);
+  static HookInputs numbers(const Shape& shape, std::uint64_t seed = 1) {
+    HookInputs inputs(shape);
     Numbers numbers(seed);
-    bundle.for_each([&](std::vector<S>& values) {
+    inputs.for_each([&](std::vector<S>& values) {
       for (S& value : values) value = static_cast<S>(numbers.value());
     });
-    return bundle;
+    return inputs;
   }
 
   /// One feature of every token is 1, another one from token to token; the mask is a ramp.
-  static Bundle one_hot(const Shape& shape) {
-    Bundle bundle(shape);
+  static HookInputs one_hot(const Shape& shape) {
+    HookInputs inputs(shape);
     const auto fill = [](std::vector<S>& values, Index features) {
       for (Index token = 0; token * features < static_cast<Index>(values.size()); ++token)
         values[size(token * features + token % features)] = 1;
     };
-    fill(bundle.x, shape.D);
-    fill(bundle.q, shape.H);
-    fill(bundle.k, shape.H);
-    fill(bundle.v, shape.H);
-    for (std::size_t i = 0; i < bundle.mask.size(); ++i) bundle.mask[i] = static_cast<S>(i) / 64;
-    return bundle;
+    fill(inputs.x, shape.D);
+    fill(inputs.q, shape.H);
+    fill(inputs.k, shape.H);
+    fill(inputs.v, shape.H);
+    for (std::size_t i = 0; i < inputs.mask.size(); ++i) inputs.mask[i] = static_cast<S>(i) / 64;
+    return inputs;
   }
 
   template <class Visit>
@@ -89,10 +89,10 @@ struct Bundle {
     for (auto* values : {&x, &q, &k, &v, &mask}) visit(*values);
   }
 
-  [[nodiscard]] Bundle cut_queries(Index begin, Index end) const {
+  [[nodiscard]] HookInputs cut_queries(Index begin, Index end) const {
     Shape s = shape;
     s.L1 = end - begin;
-    Bundle part(s);
+    HookInputs part(s);
     part.x = cut(x, shape.B, shape.L1, shape.D, begin, end);
     part.q = cut(q, shape.B, shape.L1, shape.NH * shape.H, begin, end);
     part.k = k;
@@ -101,10 +101,10 @@ struct Bundle {
     return part;
   }
 
-  [[nodiscard]] Bundle cut_keys(Index begin, Index end) const {
+  [[nodiscard]] HookInputs cut_keys(Index begin, Index end) const {
     Shape s = shape;
     s.L2 = end - begin;
-    Bundle part(s);
+    HookInputs part(s);
     part.x = x;
     part.q = q;
     part.k = cut(k, shape.B, shape.L2, shape.NH * shape.H, begin, end);
@@ -114,10 +114,10 @@ struct Bundle {
   }
 
   /// Batch entries in this order; fewer, or one, are fine.
-  [[nodiscard]] Bundle entries(const std::vector<Index>& order) const {
+  [[nodiscard]] HookInputs entries(const std::vector<Index>& order) const {
     Shape s = shape;
     s.B = static_cast<Index>(order.size());
-    Bundle part(s);
+    HookInputs part(s);
     const auto take = [&](const std::vector<S>& from, std::vector<S>& to) {
       const std::size_t each = from.size() / size(shape.B);
       for (std::size_t n = 0; n < order.size(); ++n)
@@ -150,9 +150,9 @@ bool same_bits(const std::vector<S>& a, const std::vector<S>& b) {
   return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(S)) == 0);
 }
 
-/// The tensors of two bundles that differ in a bit, by name; "" if none does.
+/// The tensors of two sets of inputs that differ in a bit, by name; "" if none does.
 template <class S>
-std::string differing(const Bundle<S>& a, const Bundle<S>& b) {
+std::string differing(const HookInputs<S>& a, const HookInputs<S>& b) {
   std::string names;
   if (!same_bits(a.x, b.x)) names += "x ";
   if (!same_bits(a.q, b.q)) names += "q ";
@@ -173,7 +173,7 @@ std::string differing(const Named<S>& a, const Named<S>& b) {
 
 /// Whether the laws know all forms. Each is compiled for every module, so one build has them all, and the others two
 /// that have both layouts, tensors, maps, and more than one rank between them.
-inline constexpr bool all_forms = POSBIAS_TEST_ALL != 0;
+inline constexpr bool all_layout_cases = POSBIAS_TEST_ALL != 0;
 
 /// The scalars of the laws' modules, as arguments of a macro.
 #if POSBIAS_TEST_FLOAT
@@ -182,17 +182,19 @@ inline constexpr bool all_forms = POSBIAS_TEST_ALL != 0;
 #define POSBIAS_LAW_SCALARS double
 #endif
 
-/// The forms that the laws know; float gets those that differ most. Of the views, one for each scene, or all.
+/// The forms that the laws know; float gets those that differ most. Of the views, one for each case, or all.
 template <class S>
-std::vector<Form> forms(std::size_t scene) {
-  const std::vector<Form> views{{{2, 3}, Storage::heads_first}, {{3, 2}, Storage::narrowed}, {{1, 6}, Storage::fused}};
-  std::vector<Form> some{{{6}, Storage::row_major}, {{2, 3}, Storage::mixed}, views[scene % views.size()]};
-  if constexpr (all_forms) {
+std::vector<LayoutCase> layout_cases(std::size_t position_case) {
+  const std::vector<LayoutCase> views{
+      {{2, 3}, Storage::heads_first}, {{3, 2}, Storage::narrowed}, {{1, 6}, Storage::fused}};
+  std::vector<LayoutCase> some{
+      {{6}, Storage::row_major}, {{2, 3}, Storage::mixed}, views[position_case % views.size()]};
+  if constexpr (all_layout_cases) {
     some.push_back({{6}, Storage::col_major});
-    some.push_back(views[(scene + 1) % views.size()]);
-    some.push_back(views[(scene + 2) % views.size()]);
+    some.push_back(views[(position_case + 1) % views.size()]);
+    some.push_back(views[(position_case + 2) % views.size()]);
   }
-  if constexpr (all_forms && std::is_same_v<S, double>) {
+  if constexpr (all_layout_cases && std::is_same_v<S, double>) {
     some.push_back({{3, 2}, Storage::row_major});
     some.push_back({{3, 1, 2}, Storage::row_major});
     some.push_back({{6}, Storage::maps});
@@ -201,31 +203,32 @@ std::vector<Form> forms(std::size_t scene) {
 }
 
 template <class S>
-class Subject {
+class ModuleUnderTest {
  public:
-  virtual ~Subject() = default;
+  virtual ~ModuleUnderTest() = default;
 
   /// mod_x, mod_qkv and mod_mask, in place.
-  virtual void forward(Bundle<S>& bundle, const Scene& scene, const Form& form,
+  virtual void forward(HookInputs<S>& inputs, const PositionCase& position_case, const LayoutCase& layout_case,
                        posbias::Executor executor = {}) const = 0;
   /// Their adjoints in reverse order: gradients of the outputs become those of the inputs, the parameters' are added.
-  virtual void backward(Bundle<S>& gradients, const Bundle<S>& outputs, const Scene& scene, const Form& form,
-                        Named<S>& parameter_gradients, posbias::Executor executor = {}) const = 0;
+  virtual void backward(HookInputs<S>& gradients, const HookInputs<S>& outputs, const PositionCase& position_case,
+                        const LayoutCase& layout_case, Named<S>& parameter_gradients,
+                        posbias::Executor executor = {}) const = 0;
 
-  /// The most memory that all hooks, forward and backward, have in use at once beside a row-major bundle.
-  [[nodiscard]] virtual std::size_t peak_bytes(const Bundle<S>& bundle, const posbias::Positions& q_k) const = 0;
+  /// The most memory that all hooks, forward and backward, have in use at once beside a row-major set of inputs.
+  [[nodiscard]] virtual std::size_t peak_bytes(const HookInputs<S>& inputs, const posbias::Positions& q_k) const = 0;
 
   [[nodiscard]] virtual Named<S> parameters() const = 0;
   virtual void set_parameters(const Named<S>& values) = 0;
   [[nodiscard]] virtual Named<S> zero_gradients() const = 0;
 
-  [[nodiscard]] virtual std::unique_ptr<Subject> copy() const = 0;
-  [[nodiscard]] virtual std::unique_ptr<Subject> move() = 0;
-  virtual void assign(const Subject& other) = 0;
+  [[nodiscard]] virtual std::unique_ptr<ModuleUnderTest> copy() const = 0;
+  [[nodiscard]] virtual std::unique_ptr<ModuleUnderTest> move() = 0;
+  virtual void assign(const ModuleUnderTest& other) = 0;
 };
 
 /// What a module computes, in the oracle's words. An empty function: the hook is the identity.
-struct Truth {
+struct ReferenceModel {
   using Parameters = Named<Real>;
 
   struct Logit {
@@ -259,29 +262,32 @@ template <class S>
 struct Case {
   std::string name;
   Index heads;
-  std::shared_ptr<const Subject<S>> subject;
-  Truth truth;
+  std::shared_ptr<const ModuleUnderTest<S>> tested;
+  ReferenceModel reference_model;
 
   [[nodiscard]] Shape small() const { return {2, heads, 5, 7, 8, 8}; }
   [[nodiscard]] Shape square() const { return {2, heads, 7, 7, 8, 8}; }
   /// Longer than the blocks that loops are cut into.
   [[nodiscard]] Shape large() const { return {2, heads, 71, 137, 8, 8}; }
 
-  [[nodiscard]] std::vector<Scene> scenes(const Shape& shape) const {
-    std::vector<Scene> all = posbias_test::scenes(shape);
-    if (truth.integers_only) std::erase_if(all, [](const Scene& scene) { return !scene.integral(); });
-    if (truth.ids_below)
-      std::erase_if(all, [&](const Scene& scene) { return !scene.q.ids_below(*truth.ids_below, shape.L1); });
-    const bool integers = truth.integers_only;
-    if ((truth.relative || (!POSBIAS_TEST_FLOAT && !truth.ids_below)) && shape.L1 > 50)
-      std::erase_if(all, [=](const Scene& scene) { return !is_for_dear(scene, integers); });
+  [[nodiscard]] std::vector<PositionCase> position_cases(const Shape& shape) const {
+    std::vector<PositionCase> all = posbias_test::position_cases(shape);
+    if (reference_model.integers_only)
+      std::erase_if(all, [](const PositionCase& position_case) { return !position_case.integral(); });
+    if (reference_model.ids_below)
+      std::erase_if(all, [&](const PositionCase& position_case) {
+        return !position_case.q.ids_below(*reference_model.ids_below, shape.L1);
+      });
+    const bool integers = reference_model.integers_only;
+    if ((reference_model.relative || (!POSBIAS_TEST_FLOAT && !reference_model.ids_below)) && shape.L1 > 50)
+      std::erase_if(all, [=](const PositionCase& position_case) { return !is_for_dear(position_case, integers); });
     return all;
   }
 
  private:
-  /// Where relative positions are dear, or sanitizers make everything so, long scenes are no more than one of each way
+  /// Where relative positions are dear, or sanitizers make everything so, long cases are no more than one of each way
   /// to find them: consecutive, in runs, descending, far apart, reals, fewer than tokens, too many for columns.
-  static bool is_for_dear(const Scene& scene, bool integers_only) {
+  static bool is_for_dear(const PositionCase& position_case, bool integers_only) {
     static const std::set<std::string> names{"range",
                                              "packed rows",
                                              "descending",
@@ -291,8 +297,8 @@ struct Case {
                                              "reals that do not repeat",
                                              "integers that do not repeat"};
     // Some of them are reals: others for those who take none.
-    if (integers_only && (scene.name == "scattered" || scene.name == "offset 2^40")) return true;
-    return names.contains(scene.name);
+    if (integers_only && (position_case.name == "scattered" || position_case.name == "offset 2^40")) return true;
+    return names.contains(position_case.name);
   }
 };
 

@@ -59,10 +59,10 @@ struct SinusoidColumns {
 /// the sines and cosines of the last three digits made once, and neighbours that share all digits but the last, a
 /// position takes little more than one complex product, as close to the truth as the rounding of the angle is. What a
 /// position gets depends on nothing but the position.
-class SinusoidMaker {
+class SinCos {
  public:
   /// Cost: 21 sines and cosines a frequency.
-  SinusoidMaker(std::span<const double> frequencies, double divisor)
+  SinCos(std::span<const double> frequencies, double divisor)
       : frequencies_(frequencies.begin(), frequencies.end()), divisor_(divisor) {
     for (std::size_t place = 0; place < places; ++place) digits_[place] = digits(unit(place));
   }
@@ -90,7 +90,7 @@ class SinusoidMaker {
     constexpr std::size_t together = lanes<Scalar>;
     const std::size_t pairs = frequencies_.size();
     SinusoidColumns<Scalar> result;
-    result.stride = whole_lanes<Scalar>(static_cast<Index>(positions.size()));
+    result.stride = round_up_to_lanes<Scalar>(static_cast<Index>(positions.size()));
     result.sines.resize(pairs * static_cast<std::size_t>(result.stride));
     result.cosines.resize(result.sines.size());
     std::vector<Scalar> rows(together * 2 * pairs);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Scenes: where the tokens of a test are, written down independently of the library, so that a law can cut, permute
+/// Cases: where the tokens of a test are, written down independently of the library, so that a law can cut, permute
 /// and shift them and the oracle can read them.
 #pragma once
 
@@ -20,9 +20,9 @@ namespace posbias_test {
 
 using posbias::Index;
 using Real = long double;
-using Leading = std::vector<Index>;
+using BatchShape = std::vector<Index>;
 
-inline Index product(const Leading& sizes) {
+inline Index product(const BatchShape& sizes) {
   Index result = 1;
   for (const Index size : sizes) result *= size;
   return result;
@@ -105,7 +105,7 @@ struct Where {
   }
 
   /// For the library: integers as int64 and reals as double, unless told otherwise.
-  [[nodiscard]] posbias::Positions positions(const Leading& leading,
+  [[nodiscard]] posbias::Positions positions(const BatchShape& leading,
                                              std::optional<PositionType> type = std::nullopt) const {
     if (kind == Kind::not_given) return {};
     if (kind == Kind::range) return posbias::Positions::range(static_cast<Index>(start));
@@ -124,7 +124,7 @@ struct Where {
 
  private:
   template <class S>
-  [[nodiscard]] posbias::Positions tensor(const Leading& leading) const {
+  [[nodiscard]] posbias::Positions tensor(const BatchShape& leading) const {
     const auto of_rank = [&]<int Rank>(std::integral_constant<int, Rank>) -> posbias::Positions {
       Eigen::array<Index, Rank> sizes{};
       for (std::size_t d = 0; d + 1 < static_cast<std::size_t>(Rank); ++d) sizes[d] = leading[d];
@@ -141,7 +141,7 @@ struct Where {
 };
 
 /// Everything a hook is told about its tokens.
-struct Scene {
+struct PositionCase {
   std::string name;
   Where q{}, k{};
   bool together = false;      ///< q = k, given as q_k
@@ -155,25 +155,26 @@ struct Scene {
     return i < 0 || flags[static_cast<std::size_t>((flag_rows == 0 ? 0 : n) * flag_count + i)];
   }
 
-  [[nodiscard]] Scene cut_queries(Index begin, Index end, const Shape& shape) const {
-    Scene result{name, q.cut(begin, end, shape.L1), k, false, flag_rows, flags.empty() ? 0 : end - begin, {}, type};
+  [[nodiscard]] PositionCase cut_queries(Index begin, Index end, const Shape& shape) const {
+    PositionCase result{name,      q.cut(begin, end, shape.L1),     k,  false,
+                        flag_rows, flags.empty() ? 0 : end - begin, {}, type};
     if (!flags.empty())
       for (Index n = 0; n < std::max<Index>(flag_rows, 1); ++n)
         for (Index l = begin; l < end; ++l) result.flags.push_back(flag(n, l, shape.L1));
     return result;
   }
-  [[nodiscard]] Scene cut_keys(Index begin, Index end, const Shape& shape) const {
-    Scene result = *this;
+  [[nodiscard]] PositionCase cut_keys(Index begin, Index end, const Shape& shape) const {
+    PositionCase result = *this;
     result.k = k.cut(begin, end, shape.L2);
     result.together = false;
     return result;
   }
-  [[nodiscard]] Scene entry(Index n) const { return permuted_flags({n}, q.entry(n), k.entry(n), true); }
-  [[nodiscard]] Scene permuted(const std::vector<Index>& order) const {
+  [[nodiscard]] PositionCase entry(Index n) const { return permuted_flags({n}, q.entry(n), k.entry(n), true); }
+  [[nodiscard]] PositionCase permuted(const std::vector<Index>& order) const {
     return permuted_flags(order, q.permuted(order), k.permuted(order), false);
   }
-  [[nodiscard]] Scene shifted(std::int64_t offset) const {
-    Scene result = *this;
+  [[nodiscard]] PositionCase shifted(std::int64_t offset) const {
+    PositionCase result = *this;
     result.q = q.shifted(offset);
     result.k = k.shifted(offset);
     return result;
@@ -182,7 +183,7 @@ struct Scene {
   [[nodiscard]] bool integral() const { return q.integral() && k.integral(); }
   [[nodiscard]] Real furthest() const { return std::max(q.furthest(), k.furthest()); }
 
-  [[nodiscard]] posbias::TokenPositions token_positions(const Leading& leading, posbias::Executor executor) const {
+  [[nodiscard]] posbias::TokenPositions token_positions(const BatchShape& leading, posbias::Executor executor) const {
     posbias::TokenPositions at;
     at.pos = q.positions(leading, type);
     at.executor = executor;
@@ -203,7 +204,7 @@ struct Scene {
     return at;
   }
 
-  [[nodiscard]] posbias::PairPositions pair_positions(const Leading& leading, posbias::Executor executor) const {
+  [[nodiscard]] posbias::PairPositions pair_positions(const BatchShape& leading, posbias::Executor executor) const {
     posbias::PairPositions at;
     at.executor = executor;
     if (together) {
@@ -216,8 +217,9 @@ struct Scene {
   }
 
  private:
-  [[nodiscard]] Scene permuted_flags(const std::vector<Index>& order, Where queries, Where keys, bool one) const {
-    Scene result = *this;
+  [[nodiscard]] PositionCase permuted_flags(const std::vector<Index>& order, Where queries, Where keys,
+                                            bool one) const {
+    PositionCase result = *this;
     result.q = std::move(queries);
     result.k = std::move(keys);
     if (flag_rows != 0) {
@@ -230,8 +232,8 @@ struct Scene {
   }
 };
 
-/// The scenes of these sizes. Positions are 100 and more wherever that is not what a scene is about.
-inline std::vector<Scene> scenes(const Shape& shape) {
+/// The cases of these sizes. Positions are 100 and more wherever that is not what a case is about.
+inline std::vector<PositionCase> position_cases(const Shape& shape) {
   const Index B = shape.B;
   const Index L1 = shape.L1;
   const Index L2 = shape.L2;
@@ -241,7 +243,7 @@ inline std::vector<Scene> scenes(const Shape& shape) {
   const auto each = [&](const auto& position) {
     return std::pair(Where::listed(B, L1, position), Where::listed(B, L2, position));
   };
-  std::vector<Scene> all;
+  std::vector<PositionCase> all;
   const auto add = [&](std::string name, std::pair<Where, Where> where) {
     all.push_back({std::move(name), std::move(where.first), std::move(where.second)});
   };

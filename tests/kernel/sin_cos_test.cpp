@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/kernel/frequencies.hpp"
+#include "posbias/kernel/sin_cos.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@
 using posbias::Index;
 using posbias::SinusoidLayout;
 using posbias::detail::inverse_frequencies;
-using posbias::detail::SinusoidMaker;
+using posbias::detail::SinCos;
 namespace reference = posbias_test::reference;
 
 namespace {
@@ -23,14 +23,14 @@ namespace {
 /// The largest error of sines and cosines of one position against long double.
 template <class Scalar>
 double largest_error(double position, double divisor, Index dim) {
-  const SinusoidMaker maker(inverse_frequencies(dim / 2, dim, 10000), divisor);
+  const SinCos maker(inverse_frequencies(dim / 2, dim, 10000), divisor);
   std::vector<Scalar> row(static_cast<std::size_t>(dim));
   maker.fill_rows(std::span(&position, 1), SinusoidLayout::interleaved, row.data());
-  const auto truth = reference::sinusoid(static_cast<reference::Real>(position), static_cast<reference::Real>(divisor),
-                                         static_cast<int>(dim), false);
+  const auto reference_model = reference::sinusoid(static_cast<reference::Real>(position),
+                                                   static_cast<reference::Real>(divisor), static_cast<int>(dim), false);
   double error = 0;
   for (std::size_t f = 0; f < row.size(); ++f)
-    error = std::max(error, static_cast<double>(std::abs(static_cast<reference::Real>(row[f]) - truth[f])));
+    error = std::max(error, static_cast<double>(std::abs(static_cast<reference::Real>(row[f]) - reference_model[f])));
   return error;
 }
 
@@ -53,7 +53,7 @@ SineAndCosine at(const posbias::detail::SinusoidColumns<Scalar>& columns, std::s
 /// By how much the columns of ascending positions exceed a fixed error and some errors per size of the angle.
 template <class Scalar>
 double largest_excess(const std::vector<double>& positions, double divisor, double fixed, double per_angle) {
-  SinusoidMaker maker(maker_frequencies(), divisor);
+  SinCos maker(maker_frequencies(), divisor);
   const auto columns = maker.make<Scalar>(positions);
   double worst = -1;
   for (std::size_t f = 0; f < maker_pairs; ++f)
@@ -164,7 +164,7 @@ TEST_CASE("double sines and cosines are off by a few roundings of the angle", "[
 
 TEST_CASE("sines and cosines stand where the layout says", "[frequencies]") {
   const std::vector<double> positions{100, 131072.5};
-  const SinusoidMaker maker(inverse_frequencies(4, 8, 10000), 2);
+  const SinCos maker(inverse_frequencies(4, 8, 10000), 2);
   constexpr double untouched = 42;
   std::vector<double> interleaved(17, untouched), half(17, untouched);
   maker.fill_rows(positions, SinusoidLayout::interleaved, interleaved.data());
@@ -187,7 +187,7 @@ TEST_CASE("sines and cosines stand where the layout says", "[frequencies]") {
 TEST_CASE("sines and cosines are finite where angles are beyond double's range", "[frequencies]") {
   for (const double position : {0x1p1022, -0x1p1022}) {
     std::vector<double> row(8);
-    SinusoidMaker(inverse_frequencies(4, 8, 10000), 0.125)
+    SinCos(inverse_frequencies(4, 8, 10000), 0.125)
         .fill_rows(std::span(&position, 1), SinusoidLayout::half, row.data());
     for (std::size_t f = 0; f < 4; ++f) CHECK(row[f] * row[f] + row[f + 4] * row[f + 4] == Approx(1));
   }
@@ -195,15 +195,15 @@ TEST_CASE("sines and cosines are finite where angles are beyond double's range",
 
 TEST_CASE("no positions and no pairs write nothing", "[frequencies]") {
   std::vector<float> row(8, 42.0F);
-  SinusoidMaker(inverse_frequencies(4, 8, 10000), 1).fill_rows({}, SinusoidLayout::half, row.data());
+  SinCos(inverse_frequencies(4, 8, 10000), 1).fill_rows({}, SinusoidLayout::half, row.data());
   const double position = 100;
-  SinusoidMaker({}, 1).fill_rows(std::span(&position, 1), SinusoidLayout::half, row.data());
+  SinCos({}, 1).fill_rows(std::span(&position, 1), SinusoidLayout::half, row.data());
   CHECK(row == std::vector<float>(8, 42.0F));
 }
 
 TEST_CASE("rows and columns of sines and cosines are the same bits", "[frequencies]") {
   const auto positions = positions_below_2_to_24();
-  const SinusoidMaker maker(maker_frequencies(), 2.5);
+  const SinCos maker(maker_frequencies(), 2.5);
   const auto columns = maker.make<float>(positions);
   std::vector<float> rows(positions.size() * 2 * maker_pairs);
   maker.fill_rows(positions, SinusoidLayout::half, rows.data());
@@ -233,10 +233,10 @@ TEMPLATE_TEST_CASE("a position's sines and cosines do not depend on the others",
   using S = TestType;
   std::vector<double> all = positions_below_2_to_24();
   for (const double position : consecutive(0x1p40 + 5, 70)) all.push_back(position);
-  SinusoidMaker maker(maker_frequencies(), 2.5);
+  SinCos maker(maker_frequencies(), 2.5);
   const auto whole = maker.make<S>(all);
   std::size_t wrong = 0;
-  const auto compare = [&](SinusoidMaker& other, std::size_t begin, std::size_t end) {
+  const auto compare = [&](SinCos& other, std::size_t begin, std::size_t end) {
     const auto part = other.make<S>(std::span(all).subspan(begin, end - begin));
     for (std::size_t f = 0; f < maker_pairs; ++f)
       for (std::size_t c = begin; c < end; ++c) {
@@ -245,24 +245,24 @@ TEMPLATE_TEST_CASE("a position's sines and cosines do not depend on the others",
       }
   };
   for (std::size_t c = 0; c < all.size(); ++c) {
-    SinusoidMaker fresh(maker_frequencies(), 2.5);
+    SinCos fresh(maker_frequencies(), 2.5);
     compare(fresh, c, c + 1);
     compare(maker, c, c + 1);
   }
   // Blocks that begin everywhere between some multiples of 16.
   for (std::size_t begin = 0; begin < 40; ++begin)
     for (std::size_t first = begin; first < all.size(); first += 50) {
-      SinusoidMaker fresh(maker_frequencies(), 2.5);
+      SinCos fresh(maker_frequencies(), 2.5);
       compare(fresh, first, std::min(first + 50, all.size()));
     }
   CHECK(wrong == 0);
 }
 
 TEST_CASE("columns are padded with zeros, 0 is exact, no positions make none", "[frequencies]") {
-  SinusoidMaker maker(maker_frequencies(), 1);
+  SinCos maker(maker_frequencies(), 1);
   const std::vector<double> positions{0, 31, 32};
   const auto columns = maker.make<float>(positions);
-  CHECK(columns.stride == posbias::detail::whole_lanes<float>(3));
+  CHECK(columns.stride == posbias::detail::round_up_to_lanes<float>(3));
   REQUIRE(columns.sines.size() == maker_pairs * static_cast<std::size_t>(columns.stride));
   REQUIRE(columns.cosines.size() == columns.sines.size());
   for (std::size_t f = 0; f < maker_pairs; ++f) {

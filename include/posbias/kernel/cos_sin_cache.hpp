@@ -15,24 +15,24 @@
 #include "posbias/core/error.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/standard.hpp"
-#include "posbias/kernel/frequencies.hpp"
+#include "posbias/kernel/sin_cos.hpp"
 #include "posbias/kernel/token_rows.hpp"
 
 namespace posbias::detail {
 
 /// The sinusoids of a module. A value; copies share what was made ahead.
 template <class Scalar>
-class SinusoidRows {
+class CosSinCache {
  public:
   /// `divisor` is the one that calls will most likely have.
-  SinusoidRows(std::span<const double> frequencies, double divisor, SinusoidLayout layout)
-      : maker_(std::make_shared<SinusoidMaker>(frequencies, divisor)), layout_(layout) {}
+  CosSinCache(std::span<const double> frequencies, double divisor, SinusoidLayout layout)
+      : maker_(std::make_shared<SinCos>(frequencies, divisor)), layout_(layout) {}
 
   [[nodiscard]] std::span<const double> frequencies() const { return maker_->frequencies(); }
 
   /// What makes them for this divisor.
-  [[nodiscard]] std::shared_ptr<const SinusoidMaker> maker(double divisor) const {
-    return divisor == maker_->divisor() ? maker_ : std::make_shared<SinusoidMaker>(frequencies(), divisor);
+  [[nodiscard]] std::shared_ptr<const SinCos> maker(double divisor) const {
+    return divisor == maker_->divisor() ? maker_ : std::make_shared<SinCos>(frequencies(), divisor);
   }
 
   /// Makes the rows of positions 0 .. length - 1 ahead, for as long as this is the divisor. Throws OptionError, naming
@@ -71,7 +71,7 @@ class SinusoidRows {
 
   [[nodiscard]] Index width() const { return 2 * std::ssize(frequencies()); }
 
-  std::shared_ptr<const SinusoidMaker> maker_;
+  std::shared_ptr<const SinCos> maker_;
   SinusoidLayout layout_;
   std::shared_ptr<const Table> table_;
 };

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <utility>
 
-#include "attention/attention_subject.hpp"
+#include "attention/attention_under_test.hpp"
 #include "posbias/attention/attention.hpp"
 #include "posbias/bias/alibi.hpp"
 #include "posbias/bias/disentangled_bias.hpp"
@@ -47,7 +47,7 @@ auto map_v(V& values, const AttentionSizes& s) {
 }
 
 template <class Module, class S>
-class AttentionOf final : public AttentionSubject<S> {
+class AttentionOf final : public AttentionUnderTest<S> {
  public:
   explicit AttentionOf(Module module) : module_(std::move(module)) {}
 
@@ -109,7 +109,7 @@ class AttentionOf final : public AttentionSubject<S> {
 }  // namespace
 
 template <class S>
-Attended<S> AttentionSubject<S>::attend(const Tensors<S>& in, const AttentionOptions& options, bool with_sums) const {
+Attended<S> AttentionUnderTest<S>::attend(const Tensors<S>& in, const AttentionOptions& options, bool with_sums) const {
   const AttentionSizes& s = in.sizes;
   constexpr S nan = std::numeric_limits<S>::quiet_NaN();
   Attended<S> result;
@@ -122,9 +122,9 @@ Attended<S> AttentionSubject<S>::attend(const Tensors<S>& in, const AttentionOpt
 }
 
 template <class S>
-Differentiated<S> AttentionSubject<S>::backward(const Tensors<S>& in, const Attended<S>& attended,
-                                                const std::vector<S>& grad_out, const AttentionOptions& options,
-                                                const Named<S>& start) const {
+Differentiated<S> AttentionUnderTest<S>::backward(const Tensors<S>& in, const Attended<S>& attended,
+                                                  const std::vector<S>& grad_out, const AttentionOptions& options,
+                                                  const Named<S>& start) const {
   const AttentionSizes& s = in.sizes;
   constexpr S nan = std::numeric_limits<S>::quiet_NaN();
   Differentiated<S> result{std::vector<S>(in.q.size(), nan), std::vector<S>(in.k.size(), nan),
@@ -177,9 +177,9 @@ bool takes(Scheme scheme, Index heads, Index features) {
 }
 
 template <class S>
-std::unique_ptr<AttentionSubject<S>> make_subject(Scheme scheme, Index heads, Index features) {
+std::unique_ptr<AttentionUnderTest<S>> make_under_test(Scheme scheme, Index heads, Index features) {
   using namespace posbias;
-  const auto erased = []<class Module>(Module module) -> std::unique_ptr<AttentionSubject<S>> {
+  const auto erased = []<class Module>(Module module) -> std::unique_ptr<AttentionUnderTest<S>> {
     return std::make_unique<AttentionOf<Module, S>>(std::move(module));
   };
   const auto alibi = [&](ALiBiOptions options) {
@@ -295,9 +295,9 @@ std::vector<Scheme> schemes<double>() {
           rotary_learned, rotary_alibi, t5_xl,         rotary_disentangled};
 }
 
-template class AttentionSubject<float>;
-template class AttentionSubject<double>;
-template std::unique_ptr<AttentionSubject<float>> make_subject<float>(Scheme, Index, Index);
-template std::unique_ptr<AttentionSubject<double>> make_subject<double>(Scheme, Index, Index);
+template class AttentionUnderTest<float>;
+template class AttentionUnderTest<double>;
+template std::unique_ptr<AttentionUnderTest<float>> make_under_test<float>(Scheme, Index, Index);
+template std::unique_ptr<AttentionUnderTest<double>> make_under_test<double>(Scheme, Index, Index);
 
 }  // namespace posbias_test

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "posbias/core/token_locations.hpp"
+#include "posbias/core/checked_positions.hpp"
 
 #include <cstdint>
 #include <limits>
@@ -19,8 +19,8 @@ using Tensor = Eigen::Tensor<S, Rank, Eigen::RowMajor>;
 
 constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
 
-detail::Leading leading(std::vector<Index> sizes) {
-  return detail::Leading(sizes);
+detail::BatchShape leading(std::vector<Index> sizes) {
+  return detail::BatchShape(sizes);
 }
 
 template <class S, int Rank>
@@ -29,7 +29,7 @@ std::vector<S> values_of(const Tensor<S, Rank>& tensor) {
 }
 
 /// All positions, row by row.
-std::vector<double> values_of(const TokenLocations& at) {
+std::vector<double> values_of(const CheckedPositions& at) {
   std::vector<double> values;
   for (Index n = 0; n < at.rows(); ++n)
     for (Index i = 0; i < at.count(); ++i) values.push_back(at.real(n, i));
@@ -58,7 +58,7 @@ Tensor<S, 4> ramp(std::array<Index, 4> sizes, double start) {
 
 TEST_CASE("positions with leading dimensions of 1 are shared by the batch", "[positions]") {
   const auto check_shared = [](const Positions& positions, const std::vector<Index>& batch) {
-    const TokenLocations at({"M", "hook"}, "pos", positions, leading(batch), 4);
+    const CheckedPositions at({"M", "hook"}, "pos", positions, leading(batch), 4);
     CHECK(at.shared());
     CHECK(at.rows() == 1);
     CHECK(at.first() == 1);
@@ -75,7 +75,7 @@ TEST_CASE("positions with leading dimensions of 1 are shared by the batch", "[po
 
 TEST_CASE("each leading dimension of positions may be 1, or missing from the left", "[positions]") {
   const auto rows = [](const Positions& positions) {
-    return values_of(TokenLocations({"M", "hook"}, "pos", positions, leading({2, 3}), 2));
+    return values_of(CheckedPositions({"M", "hook"}, "pos", positions, leading({2, 3}), 2));
   };
   for (const double halves : {0, 1}) {
     const double h = 0.5 * halves;
@@ -87,11 +87,11 @@ TEST_CASE("each leading dimension of positions may be 1, or missing from the lef
                                                                       100 + h, 101 + h, 100 + h, 101 + h, 100 + h,
                                                                       101 + h});
   }
-  const TokenLocations at({"M", "hook"}, "pos", numbered<3>({2, 1, 2}), leading({2, 3}), 2);
+  const CheckedPositions at({"M", "hook"}, "pos", numbered<3>({2, 1, 2}), leading({2, 3}), 2);
   CHECK(at.consecutive());
 
   const auto message = [](const Positions& positions, const std::vector<Index>& batch) {
-    return message_of<ShapeError>([&] { (void)TokenLocations({"M", "hook"}, "pos", positions, leading(batch), 2); });
+    return message_of<ShapeError>([&] { (void)CheckedPositions({"M", "hook"}, "pos", positions, leading(batch), 2); });
   };
   CHECK(message(numbered<3>({2, 1, 2}), {2}) == "M::hook: pos has leading dimensions (2, 1); the tensor has (2)");
   CHECK(message(numbered<3>({2, 1, 2}), {3, 3}) == "M::hook: pos has leading dimensions (2, 1); the tensor has (3, 3)");
@@ -102,25 +102,27 @@ TEST_CASE("each leading dimension of positions may be 1, or missing from the lef
 TEST_CASE("a position that cannot be is named by its place among those given", "[positions]") {
   Tensor<double, 3> positions = numbered<3>({2, 1, 2}, 1);
   const auto message = [&](const auto& use) {
-    return message_of<PositionError>([&] { use(TokenLocations({"M", "hook"}, "pos", positions, leading({2, 3}), 2)); });
+    return message_of<PositionError>([&] {
+      use(CheckedPositions({"M", "hook"}, "pos", positions, leading({2, 3}), 2));
+    });
   };
-  CHECK(message([](const TokenLocations& at) {
+  CHECK(message([](const CheckedPositions& at) {
           at.require_integers({"M", "hook"}, "pos");
         }).find("at index 0 is 0.5") != std::string::npos);
   positions.setValues({{{0, 0.0}}, {{0, 0.5}}});
-  CHECK(message([](const TokenLocations& at) {
+  CHECK(message([](const CheckedPositions& at) {
           at.require_integers({"M", "hook"}, "pos");
         }).find("at index 3 is 0.5") != std::string::npos);
-  CHECK(message([](const TokenLocations& at) {
+  CHECK(message([](const CheckedPositions& at) {
           at.require_ids({"M", "hook"}, "pos", 9);
         }).find("at index 3 is 0.5") != std::string::npos);
   positions(1, 0, 1) = not_a_number;
-  CHECK(message([](const TokenLocations&) {}) == "M::hook: pos at index 3 is nan; positions must be finite");
+  CHECK(message([](const CheckedPositions&) {}) == "M::hook: pos at index 3 is nan; positions must be finite");
 }
 
 TEST_CASE("flags broadcast as positions do", "[positions]") {
-  const auto flags_of = [](const Flags& flags) {
-    const TokenFlags at({"M", "hook"}, flags, leading({2, 3}), 2);
+  const auto flags_of = [](const TokenMask& flags) {
+    const CheckedTokenMask at({"M", "hook"}, flags, leading({2, 3}), 2);
     std::vector<bool> values;
     for (Index n = 0; n < 6; ++n)
       for (Index l = 0; l < 2; ++l) values.push_back(at(n, l));
@@ -142,10 +144,10 @@ TEST_CASE("flags broadcast as positions do", "[positions]") {
 TEST_CASE("positions of tokens that flags leave out are not looked at", "[positions]") {
   Tensor<bool, 2> encode(2, 3);
   encode.setValues({{false, true, false}, {false, true, true}});
-  const Flags given = encode;
-  const TokenFlags flags({"M", "hook"}, given, leading({2}), 3);
+  const TokenMask given = encode;
+  const CheckedTokenMask flags({"M", "hook"}, given, leading({2}), 3);
   const auto locate = [&](const Positions& positions) {
-    return TokenLocations({"M", "hook"}, "pos", positions, leading({2}), 3, &flags);
+    return CheckedPositions({"M", "hook"}, "pos", positions, leading({2}), 3, &flags);
   };
   SECTION("shared: where no entry encodes the token") {
     Tensor<double, 1> reals(3);
@@ -161,7 +163,7 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
     Tensor<std::int64_t, 2> ids(2, 3);
     constexpr std::int64_t least = std::numeric_limits<std::int64_t>::min();
     ids.setValues({{least, 5, least}, {least, 6, 9}});
-    const TokenLocations at = locate(ids);
+    const CheckedPositions at = locate(ids);
     CHECK(values_of(at) == std::vector<double>{0, 5, 0, 0, 6, 9});
     CHECK_FALSE(at.consecutive());
     at.require_ids({"M", "hook"}, "pos", 10);
@@ -170,7 +172,7 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
           }) == "M::hook: pos at index 5 is 9; integers in [0, 9) are needed");
   }
   SECTION("a range") {
-    const TokenLocations at = locate(Positions::range(-1));
+    const CheckedPositions at = locate(Positions::range(-1));
     CHECK(values_of(at) == std::vector<double>{0, 0, 1});
     at.require_ids({"M", "hook"}, "pos", 2);
     CHECK_FALSE(at.consecutive());
@@ -181,9 +183,9 @@ TEST_CASE("positions of tokens that flags leave out are not looked at", "[positi
   }
   SECTION("none are left out") {
     encode.setConstant(true);
-    const Flags all_true = encode;
-    const TokenFlags none_left_out({"M", "hook"}, all_true, leading({2}), 3);
-    const TokenLocations at({"M", "hook"}, "pos", Positions::range(7), leading({2}), 3, &none_left_out);
+    const TokenMask all_true = encode;
+    const CheckedTokenMask none_left_out({"M", "hook"}, all_true, leading({2}), 3);
+    const CheckedPositions at({"M", "hook"}, "pos", Positions::range(7), leading({2}), 3, &none_left_out);
     CHECK(at.consecutive());
     CHECK(values_of(at) == std::vector<double>{7, 8, 9});
   }
