@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "posbias/attention/attention_call.hpp"
+#include "posbias/attention/gradients.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
 #include "posbias/tile/logit_term.hpp"
@@ -78,13 +79,14 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
   });
 }
 
-/// `log_sum_exp` is null if it is still to be found.
+/// Writes to grad_q, grad_k and grad_v, which stand for the tensors `to` of the call. `log_sum_exp` is null if it is still to
+/// be found.
 template <class GQ, class GK, class GV, class GO, class Out, class Q, class K, class V, class M,
           class Scalar = ComputedOf<Q>>
-void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, const Out& out, const Q& q, const K& k,
-                     const V& v, const M& module, const AttentionOptions& options, typename M::Gradients& grads,
+void attend_backward(const AttentionInputs<std::type_identity_t<Scalar>>& to, GQ& grad_q, GK& grad_k, GV& grad_v,
+                     const GO& grad_out, const Out& out, const Q& q, const K& k, const V& v, const M& module,
+                     const AttentionOptions& options, typename M::Gradients& grads,
                      const TensorView<const Scalar, 2>* log_sum_exp = nullptr) {
-  const AttentionInputs<Scalar> to{view<3>(grad_q), view<3>(grad_k), view<3>(grad_v)};
   BackwardViews<Scalar> gradients{.grad_out = view<3>(grad_out), .out = view<3>(out)};
   const AttentionCall<Scalar> call({view<3>(q), view<3>(k), view<3>(v)}, options, to, gradients.grad_out, gradients.out,
                                    log_sum_exp);
@@ -94,9 +96,9 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
   with_modified(module, q, k, v, call.at(), [&](const auto& q_, const auto& k_, const auto& v_) {
     const auto prepared = module.prepare(q_, k_, call.at());
     const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> bias(prepared);
-    fill_zero(to.q);
-    fill_zero(to.k);
-    fill_zero(to.v);
+    fill_zero(view<3>(grad_q));
+    fill_zero(view<3>(grad_k));
+    fill_zero(view<3>(grad_v));
     const auto add = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
       auto sums = prepared.accumulator(to_q, to_k);
       PreparedAdjoint<Scalar, std::remove_const_t<decltype(prepared)>, decltype(sums)> adjoint(prepared, sums);
@@ -109,6 +111,21 @@ void attend_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const GO& grad_out, con
     };
     rounded_once(add, grad_q, grad_k, grad_v);
   });
+}
+
+/// The same, to gradients by name.
+template <class GO, class Out, class Q, class K, class V, class M, class Scalar = ComputedOf<Q>>
+void attend_backward(const AttentionGradients& gradients, const GO& grad_out, const Out& out, const Q& q, const K& k,
+                     const V& v, const M& module, const AttentionOptions& options, typename M::Gradients& grads,
+                     const TensorView<const Scalar, 2>* log_sum_exp = nullptr) {
+  constexpr int rank = Traits<Q>::rank;
+  const AttentionInputs<Scalar> to{checked_gradient<Scalar>("q", gradients.q, rank),
+                                   checked_gradient<Scalar>("k", gradients.k, rank),
+                                   checked_gradient<Scalar>("v", gradients.v, rank)};
+  NativeCopies<Scalar> native;
+  auto grad_q = map_of<rank>(native(to.q)), grad_k = map_of<rank>(native(to.k)), grad_v = map_of<rank>(native(to.v));
+  attend_backward(to, grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, log_sum_exp);
+  native.write_back();
 }
 
 }  // namespace detail
@@ -147,7 +164,8 @@ template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<d
 void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_out, const Out& out, const Q& q,
                         const K& k, const V& v, const M& module, const AttentionOptions& options,
                         typename M::Gradients& grads) {
-  detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads);
+  detail::attend_backward({detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v)}, grad_q, grad_k,
+                          grad_v, grad_out, out, q, k, v, module, options, grads);
 }
 
 /// The same, with the log_sum_exp that forward wrote.
@@ -158,7 +176,26 @@ void attention_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const GO& grad_ou
                         const K& k, const V& v, const M& module, const AttentionOptions& options,
                         typename M::Gradients& grads, const Sums& log_sum_exp) {
   const detail::TensorView<const detail::ComputedOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
-  detail::attend_backward(grad_q, grad_k, grad_v, grad_out, out, q, k, v, module, options, grads, &sums);
+  detail::attend_backward({detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v)}, grad_q, grad_k,
+                          grad_v, grad_out, out, q, k, v, module, options, grads, &sums);
+}
+
+/// The same, to gradients by name: `attention_backward({.q = grad_q, .k = grad_k, .v = grad_v}, grad_out, out, ...)`.
+template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
+          detail::Like<Q> GO, detail::Like<Q> Out>
+void attention_backward(const AttentionGradients& gradients, const GO& grad_out, const Out& out, const Q& q, const K& k,
+                        const V& v, const M& module, const AttentionOptions& options, typename M::Gradients& grads) {
+  detail::attend_backward(gradients, grad_out, out, q, k, v, module, options, grads);
+}
+
+/// The same, with the log_sum_exp that forward wrote.
+template <HeadsTensor Q, detail::Like<Q> K, detail::Like<Q> V, AttentionModule<detail::ComputedOf<Q>> M,
+          detail::Like<Q> GO, detail::Like<Q> Out, TensorOf<detail::ComputedOf<Q>, 2> Sums>
+void attention_backward(const AttentionGradients& gradients, const GO& grad_out, const Out& out,
+                        const Sums& log_sum_exp, const Q& q, const K& k, const V& v, const M& module,
+                        const AttentionOptions& options, typename M::Gradients& grads) {
+  const detail::TensorView<const detail::ComputedOf<Q>, 2> sums = detail::view<2>(log_sum_exp);
+  detail::attend_backward(gradients, grad_out, out, q, k, v, module, options, grads, &sums);
 }
 
 }  // namespace posbias
