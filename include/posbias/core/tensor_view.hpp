@@ -193,7 +193,7 @@ struct AttentionShape {
   friend bool operator==(const AttentionShape&, const AttentionShape&) = default;
 };
 
-/// GatherIndices and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
+/// Reads and checks q (B, *, L1, NH, H), k (B, *, L2, NHk, H) and v (B, *, L2, NHk, any): same leading dimensions,
 /// same L2, and NHk = NH or a divisor of it (grouped queries).
 inline AttentionShape attention_shape(const Hook& hook, const StridedShape<3>& q, const StridedShape<3>& k,
                                       const StridedShape<3>& v) {
