@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "posbias/bias/content_bias.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/sin_cos.hpp"

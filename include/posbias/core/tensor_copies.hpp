@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias::detail {
 
