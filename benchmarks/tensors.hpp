@@ -59,7 +59,7 @@ Task memset_of_new(Sizes... sizes) {
   };
 }
 
-/// GatherIndices and writes every value of tensors once.
+/// Reads and writes every value of tensors once.
 template <class... Tensors>
 Task in_place_scale(const std::shared_ptr<Tensors>&... tensors) {
   return [=](const Executor& executor) {

@@ -4,6 +4,7 @@
 #include <array>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -27,9 +28,49 @@ using posbias_test::message_of;
 
 namespace {
 
-using Row = Eigen::Tensor<float, 4, Eigen::RowMajor>;
+template <class S, int Rank>
+using RowMajor = Eigen::Tensor<S, Rank, Eigen::RowMajor>;
+template <class S, int Rank>
+using ColMajor = Eigen::Tensor<S, Rank, Eigen::ColMajor>;
+using Row = RowMajor<float, 4>;
 using Fixed = Eigen::TensorFixedSize<float, Eigen::Sizes<2, 3, 5>, Eigen::RowMajor>;
 
+// What a tensor is.
+static_assert(TensorLike<RowMajor<float, 3>> && TensorLike<ColMajor<double, 0>&> &&
+              TensorLike<const RowMajor<bool, 1>&>);
+static_assert(TensorLike<Eigen::TensorMap<RowMajor<float, 3>>> &&
+              TensorLike<const Eigen::TensorMap<ColMajor<int, 2>>&>);
+static_assert(TensorLike<Eigen::TensorMap<const RowMajor<float, 3>>>);
+static_assert(TensorLike<Eigen::TensorMap<RowMajor<const float, 3>>>);
+static_assert(TensorLike<Eigen::TensorMap<RowMajor<float, 3>, Eigen::Aligned>>);
+static_assert(TensorLike<Eigen::Tensor<float, 3, Eigen::RowMajor, int>>);
+static_assert(!TensorLike<float> && !TensorLike<float*> && !TensorLike<std::vector<float>>);
+static_assert(!TensorLike<RowMajor<float, 3>*>);
+using Sum = decltype(std::declval<RowMajor<float, 2>>() + std::declval<RowMajor<float, 2>>());
+static_assert(!TensorLike<Sum>, "an expression has no data to refer to");
+
+// Scalar and rank.
+static_assert(TensorOf<RowMajor<float, 3>&, float> && TensorOf<const RowMajor<float, 3>&, float, 3>);
+static_assert(!TensorOf<RowMajor<float, 3>&, double> && !TensorOf<RowMajor<float, 3>&, float, 4>);
+static_assert(TensorOf<Eigen::TensorMap<const RowMajor<float, 3>>, float, 2>);
+static_assert(TensorOf<Eigen::TensorMap<RowMajor<const float, 3>>, float, 2>);
+static_assert(!TensorOf<std::vector<float>, float>);
+
+// What a hook may write to; the argument is what a forwarding reference deduces.
+static_assert(WritableTensorOf<RowMajor<float, 3>&, float, 3> && WritableTensorOf<ColMajor<double, 3>&, double, 2>);
+static_assert(!WritableTensorOf<RowMajor<float, 3>, float>, "a temporary would be lost");
+static_assert(!WritableTensorOf<const RowMajor<float, 3>&, float> &&
+              !WritableTensorOf<const RowMajor<float, 3>, float>);
+static_assert(!WritableTensorOf<RowMajor<float, 3>&, double> && !WritableTensorOf<RowMajor<float, 3>&, float, 4>);
+static_assert(WritableTensorOf<Eigen::TensorMap<RowMajor<float, 3>>, float, 3>, "a temporary map only refers");
+static_assert(WritableTensorOf<Eigen::TensorMap<RowMajor<float, 3>>&, float, 3>);
+static_assert(WritableTensorOf<const Eigen::TensorMap<RowMajor<float, 3>>&, float, 3>);
+static_assert(!WritableTensorOf<Eigen::TensorMap<const RowMajor<float, 3>>, float>);
+static_assert(!WritableTensorOf<Eigen::TensorMap<const RowMajor<float, 3>>&, float>);
+static_assert(!WritableTensorOf<Eigen::TensorMap<RowMajor<const float, 3>>, float>);
+static_assert(!WritableTensorOf<Sum, float>);
+
+// Tensors that are not Eigen's, and those of a fixed size.
 static_assert(TensorLike<StridedMap<float, 3>> && TensorLike<Fixed> && TensorLike<Mdspan<float, 2>>);
 static_assert(WritableTensorOf<StridedMap<float, 3>, float, 3> && WritableTensorOf<Mdspan<float, 2>, float>);
 static_assert(WritableTensorOf<const StridedMap<float, 3>&, float> && !WritableTensorOf<const Fixed&, float>);

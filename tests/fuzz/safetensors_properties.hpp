@@ -165,7 +165,7 @@ inline void check_loading(const SafeTensors& file) {
   }
 }
 
-/// GatherIndices well, or throws FormatError and nothing else. What reads well loads or does not, and is the same after it was
+/// Reads well, or throws FormatError and nothing else. What reads well loads or does not, and is the same after it was
 /// written and read again.
 inline std::optional<SafeTensors> check_file(const std::vector<std::byte>& bytes) {
   std::optional<SafeTensors> file = parsed(bytes);

@@ -12,6 +12,7 @@
 #include "posbias/attention/backward.hpp"
 #include "posbias/attention/forward.hpp"
 #include "posbias/core/checked_positions.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/tile/mask_term.hpp"
 

@@ -14,7 +14,7 @@
 #include <optional>
 
 #include "posbias/core/infinity.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/tile/logit_term.hpp"
 #include "posbias/tile/logit_tile.hpp"

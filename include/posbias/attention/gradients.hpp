@@ -9,7 +9,7 @@
 #include "posbias/core/error.hpp"
 #include "posbias/core/strided_map.hpp"
 #include "posbias/core/tensor_copies.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias {
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "posbias/core/checked_positions.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/core/tensor_copies.hpp"
 #include "posbias/tile/mask_loop.hpp"

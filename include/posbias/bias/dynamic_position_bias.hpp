@@ -24,6 +24,8 @@
 
 #include "posbias/bias/relative_bias.hpp"
 #include "posbias/kernel/mlp.hpp"
+#include "posbias/kernel/mlp_backward.hpp"
+#include "posbias/kernel/mlp_forward.hpp"
 
 namespace posbias {
 
@@ -59,9 +61,8 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values,
                 const Executor& executor = {}) const {
     const Index count = std::ssize(relative);
-    this->parameters_.evaluate(query_minus_key(relative), head, heads, executor, [&](Index h, Index p, double value) {
-      values[h * count + p] = static_cast<Scalar>(-value);
-    });
+    detail::evaluate(this->parameters_, query_minus_key(relative), head, heads, executor,
+                     [&](Index h, Index p, double value) { values[h * count + p] = static_cast<Scalar>(-value); });
   }
 
   /// Adjoint of `evaluate`.
@@ -69,7 +70,7 @@ class DynamicPositionBias : public RelativeBias<DynamicPositionBias<Scalar>, Sca
                          Gradients& grads, const Executor& executor = {}) const {
     const Index count = std::ssize(relative);
     const auto gradient = [&](Index h, Index p) { return -grad_values[h * count + p]; };
-    this->parameters_.adjoint(head, heads)(query_minus_key(relative), gradient, grads, executor);
+    detail::MlpBackward<Scalar>(this->parameters_, head, heads)(query_minus_key(relative), gradient, grads, executor);
   }
 
  private:

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "posbias/core/checked_positions.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/tile/column_major_bias.hpp"
 #include "posbias/tile/mask_loop.hpp"

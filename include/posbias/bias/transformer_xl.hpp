@@ -18,12 +18,9 @@
 /// Accuracy: sines and cosines are rounded once from double; sums of dim, then of H products, run in `Scalar`.
 #pragma once
 
-#include <Eigen/Core>
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <span>
 #include <string_view>
@@ -31,13 +28,11 @@
 #include <vector>
 
 #include "posbias/bias/content_bias.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/executor.hpp"
-#include "posbias/kernel/distances.hpp"
 #include "posbias/kernel/divide.hpp"
-#include "posbias/kernel/product.hpp"
 #include "posbias/kernel/sin_cos.hpp"
-#include "posbias/kernel/sums.hpp"
-#include "posbias/kernel/workspace.hpp"
+#include "posbias/kernel/sinusoid_projection.hpp"
 #include "posbias/tile/projected_bias.hpp"
 
 namespace posbias {
@@ -158,19 +153,13 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
     return {std::numeric_limits<double>::lowest(), (std::numeric_limits<double>::max)()};
   }
 
-  /// The projections r (dim, relative.size()) of key minus query positions, rows `stride` apart. Sinusoids of a distance
-  /// y give both signs of query minus key: r(±y) = (W·cosines + b) ± W·sines.
+  /// The projections r (dim, relative.size()) at key minus query positions, rows `stride` apart. r is a function of
+  /// query minus key.
   void project(std::span<const double> relative, Scalar* r, Index stride, const Executor& executor) const;
 
-  /// Gradients of what `project` reads, in double.
-  struct ProjectionSums {
-    std::vector<double> sine_weights,  ///< (dim, frequencies), rows padded
-        cosine_weights;                ///< the same
-    std::vector<double> bias;          ///< (dim)
-    std::vector<double> scaled;        ///< (dim), gradient times angle, for the divisor
-  };
+  using ProjectionSums = typename detail::SinusoidProjection<Scalar>::Sums;  ///< gradients of what `project` reads
 
-  /// Adjoint of `project`. Sums run in Scalar over 128 distances at most, and in double from there on.
+  /// Adjoint of `project`.
   void project_backward(std::span<const double> relative, const double* grad_r, Index stride, ProjectionSums& sums,
                         const Executor& executor) const;
 
@@ -181,20 +170,9 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
  private:
   using typename Base::Inputs, typename Base::View;
 
-  /// Calls `visit(first, rows)` for blocks of the features of r.
-  template <class Visit>
-  void for_each_row_block(const Executor& executor, const Visit& visit) const {
-    constexpr Index most = 64;
-    executor.parallel_for((options_.dim + most - 1) / most,
-                          [&](Index block) { visit(block * most, (std::min)(most, options_.dim - block * most)); });
-  }
-
-  [[nodiscard]] detail::PairLayout pairs() const { return detail::pair_layout(options_.layout, options_.dim); }
-  [[nodiscard]] detail::MatrixView<Scalar> sine_weights() const {
-    return {this->parameters_.weight.data(), options_.dim, pairs().step};
-  }
-  [[nodiscard]] detail::MatrixView<Scalar> cosine_weights() const {
-    return {this->parameters_.weight.data() + pairs().cosine, options_.dim, pairs().step};
+  [[nodiscard]] detail::SinusoidProjection<Scalar> projection() const {
+    const auto& parameters = this->parameters_;
+    return {frequencies_, options_.layout, parameters.divide, parameters.weight, parameters.bias};
   }
 
   /// Calls `visit(h, d, h·H + d)`.
@@ -313,129 +291,19 @@ std::vector<Scalar> TransformerXL<Scalar>::offsets() const {
 template <class Scalar>
 void TransformerXL<Scalar>::project(std::span<const double> relative, Scalar* r, Index stride,
                                     const Executor& executor) const {
-  const Index frequencies = options_.dim / 2;
-  detail::SinCos maker(frequencies_, this->parameters_.divide.divisor());
-  detail::Workspace<Scalar> memory;
-  detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
-    const auto sinusoids = maker.template make<Scalar>(block.distances);
-    const Index columns = sinusoids.stride, size = frequencies * columns;
-    memory.make_room(2 * size);
-    const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
-      return detail::pack(detail::MatrixView<Scalar>{values.data(), columns, 1}, frequencies, columns, to);
-    };
-    const auto sines = packed(sinusoids.sines, memory.data());
-    const auto cosines = packed(sinusoids.cosines, memory.data() + size);
-    for_each_row_block(executor, [&](Index first, Index rows) {
-      detail::Workspace<Scalar> odd(rows * columns), even(rows * columns);
-      for (Index o = 0; this->parameters_.bias && o < rows; ++o)
-        std::fill_n(even.data() + o * columns, columns, (*this->parameters_.bias)(first + o));
-      detail::multiply<detail::Accumulate::overwrite>(rows, columns, frequencies, sine_weights().from_row(first), sines,
-                                                      odd.data(), columns);
-      detail::multiply<detail::Accumulate::extend>(rows, columns, frequencies, cosine_weights().from_row(first),
-                                                   cosines, even.data(), columns);
-      for (Index o = 0; o < rows; ++o)
-        for (const detail::ColumnRun& run : block.runs) {
-          const Scalar* plus = even.data() + o * columns + run.distance;
-          const Scalar* minus = odd.data() + o * columns + run.distance;
-          Scalar* to = r + (first + o) * stride + run.column;
-          if (run.sign > 0)
-            for (Index i = 0; i < run.count; ++i) to[i] = plus[i] - minus[i];
-          else
-            for (Index i = 0; i < run.count; ++i) to[-i] = plus[i] + minus[i];
-        }
-    });
-  });
+  projection().project(relative, r, stride, executor);
 }
 
 template <class Scalar>
 void TransformerXL<Scalar>::project_backward(std::span<const double> relative, const double* grad_r, Index stride,
                                              ProjectionSums& sums, const Executor& executor) const {
-  const Index dim = options_.dim, frequencies = dim / 2, width = detail::round_up_to_lanes<Scalar>(frequencies);
-  sums.sine_weights.resize(static_cast<std::size_t>(dim * width));
-  sums.cosine_weights.resize(sums.sine_weights.size());
-  sums.bias.resize(static_cast<std::size_t>(dim));
-  sums.scaled.resize(sums.bias.size());
-  for (Index o = 0; o < dim; ++o)
-    sums.bias[static_cast<std::size_t>(o)] += detail::sum_in_double(grad_r + o * stride, std::ssize(relative));
-  const double divisor = this->parameters_.divide.divisor();
-  detail::SinCos maker(frequencies_, divisor);
-  detail::Workspace<Scalar> memory;
-  detail::for_each_distance_block(relative, [&](const detail::DistanceBlock& block) {
-    const auto sinusoids = maker.template make<Scalar>(block.distances);
-    const Index distances = std::ssize(block.distances), size = detail::packed_size<Scalar>(distances, frequencies);
-    memory.make_room(2 * size);
-    const auto packed = [&](const std::vector<Scalar>& values, Scalar* to) {
-      return detail::pack(detail::MatrixView<Scalar>{values.data(), 1, sinusoids.stride}, distances, frequencies, to);
-    };
-    const auto sines = packed(sinusoids.sines, memory.data());
-    const auto cosines = packed(sinusoids.cosines, memory.data() + size);
-    for_each_row_block(executor, [&](Index first, Index rows) {
-      detail::Workspace<Scalar> odd(rows * distances), even(rows * distances), product(rows * width);
-      for (Index o = 0; o < rows; ++o)
-        for (const detail::ColumnRun& run : block.runs) {
-          const double* from = grad_r + (first + o) * stride + run.column;
-          Scalar* plus = even.data() + o * distances + run.distance;
-          Scalar* minus = odd.data() + o * distances + run.distance;
-          if (run.sign > 0) {
-            for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[i]);
-            for (Index i = 0; i < run.count; ++i) minus[i] -= static_cast<Scalar>(from[i]);
-          } else {
-            for (Index i = 0; i < run.count; ++i) plus[i] += static_cast<Scalar>(from[-i]);
-            for (Index i = 0; i < run.count; ++i) minus[i] += static_cast<Scalar>(from[-i]);
-          }
-        }
-      const auto multiply_by = [&](const detail::Workspace<Scalar>& gradient,
-                                   const detail::PackedMatrix<Scalar>& sinusoid) {
-        detail::multiply<detail::Accumulate::overwrite>(rows, frequencies, distances,
-                                                        detail::MatrixView<Scalar>{gradient.data(), distances, 1},
-                                                        sinusoid, product.data(), width);
-      };
-      const auto add_weights = [&](std::vector<double>& to) {
-        for (Index i = 0; i < rows * width; ++i)
-          to[static_cast<std::size_t>(first * width + i)] += static_cast<double>(product.data()[i]);
-      };
-      multiply_by(odd, sines);
-      add_weights(sums.sine_weights);
-      multiply_by(even, cosines);
-      add_weights(sums.cosine_weights);
-      if (!this->parameters_.divide.learned()) return;
-
-      // An angle is y / divisor · frequency; a sine changes with it by the cosine, a cosine by minus the sine.
-      for (Index i = 0; i < rows * distances; ++i) {
-        const auto scaled = static_cast<Scalar>(block.distances[static_cast<std::size_t>(i % distances)] / divisor);
-        odd.data()[i] *= scaled;
-        even.data()[i] *= scaled;
-      }
-      const auto add_angles = [&](double sign, const detail::MatrixView<Scalar>& weights) {
-        for (Index o = 0; o < rows; ++o)
-          for (Index f = 0; f < frequencies; ++f)
-            sums.scaled[static_cast<std::size_t>(first + o)] +=
-                sign * static_cast<double>(product.data()[o * width + f]) * frequencies_[static_cast<std::size_t>(f)] *
-                static_cast<double>(weights.data[(first + o) * weights.row_stride + f * weights.column_stride]);
-      };
-      multiply_by(odd, cosines);
-      add_angles(+1, sine_weights());
-      multiply_by(even, sines);
-      add_angles(-1, cosine_weights());
-    });
-  });
+  projection().backward(relative, grad_r, stride, sums, executor);
 }
 
 template <class Scalar>
 void TransformerXL<Scalar>::finish(const ProjectionSums& sums, const std::vector<double>& grad_offsets,
                                    Gradients& grads, const Executor& /*executor*/) const {
-  if (!sums.bias.empty()) {
-    const Index frequencies = detail::round_up_to_lanes<Scalar>(options_.dim / 2);
-    for (Index o = 0; o < options_.dim; ++o)
-      for (Index f = 0; f < options_.dim / 2; ++f) {
-        const auto from = static_cast<std::size_t>(o * frequencies + f);
-        grads.weight(o, f * pairs().step) += static_cast<Scalar>(sums.sine_weights[from]);
-        grads.weight(o, f * pairs().step + pairs().cosine) += static_cast<Scalar>(sums.cosine_weights[from]);
-      }
-    for (Index o = 0; grads.bias && o < options_.dim; ++o)
-      (*grads.bias)(o) += static_cast<Scalar>(sums.bias[static_cast<std::size_t>(o)]);
-    this->parameters_.divide.backward(std::accumulate(sums.scaled.begin(), sums.scaled.end(), 0.0), grads.divide);
-  }
+  projection().finish(sums, grads.divide, grads.weight, grads.bias);
   const bool paper = options_.form == XLForm::paper;
   add_to_bias(grads.bias_r_w, grad_offsets, paper ? -1 : 1);
   if (paper) add_to_bias(grads.bias_r_r, grad_offsets, +1);

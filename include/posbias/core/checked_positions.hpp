@@ -18,7 +18,7 @@
 #include "posbias/core/error.hpp"
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/positions.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias {
 

@@ -19,7 +19,7 @@ using Eigen::placeholders::all;
 using Eigen::all;
 #endif
 
-/// The value of an option that takes a number or `all`. GatherIndices as an `Index`, -1 for `all`.
+/// The value of an option that takes a number or `all`. Reads as an `Index`, -1 for `all`.
 class IndexOrAll {
  public:
   constexpr IndexOrAll() = default;        ///< all

@@ -15,11 +15,12 @@
 #include <string_view>
 #include <type_traits>
 
+#include "posbias/core/checks.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/positions.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias {
 

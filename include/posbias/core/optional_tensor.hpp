@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "posbias/core/standard.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias {
 

@@ -26,7 +26,7 @@
 #include "posbias/core/error.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/standard.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias {
 

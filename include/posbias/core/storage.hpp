@@ -195,7 +195,7 @@ class Elements {
   Storage storage_ = Storage::scalar;
 };
 
-/// GatherIndices `count` elements, `stride` apart.
+/// Reads `count` elements, `stride` apart.
 template <class Scalar>
 void load(Elements<const Scalar> from, Index stride, Index count, Scalar* __restrict to) {
   from.visit([&](const auto* first) {

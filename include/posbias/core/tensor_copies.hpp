@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 
 namespace posbias::detail {
 
@@ -32,7 +32,7 @@ TensorView<Scalar, 1> rows_of(const TensorView<Scalar, Trailing>& tensor) {
   }
 }
 
-/// GatherIndices a tensor into memory, row-major.
+/// Reads a tensor into memory, row-major.
 template <class Scalar>
 void load_all(const TensorView<const Scalar, 1>& rows, Scalar* to) {
   for (Index n = 0; n < rows.batches(); ++n)

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "posbias/core/checked_positions.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/kernel/token_rows.hpp"
 

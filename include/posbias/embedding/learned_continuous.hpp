@@ -17,6 +17,8 @@
 
 #include "posbias/embedding/additive_embedding.hpp"
 #include "posbias/kernel/mlp.hpp"
+#include "posbias/kernel/mlp_backward.hpp"
+#include "posbias/kernel/mlp_forward.hpp"
 
 namespace posbias {
 
@@ -57,8 +59,8 @@ class LearnedContinuous : public AdditiveEmbedding<LearnedContinuous<Scalar>, Sc
 
   /// Computes the rows that are added to tokens at these positions.
   [[nodiscard]] auto rows() const {
-    return [dim = dim(), find = this->parameters_.evaluation(0, dim())](std::span<const double> positions,
-                                                                        detail::TokenRows<Scalar>& rows) {
+    return [dim = dim(), find = detail::MlpForward<Scalar>(this->parameters_, 0, dim())](
+               std::span<const double> positions, detail::TokenRows<Scalar>& rows) {
       Scalar* row = rows.compute(positions.size(), dim);
       find(positions,
            [&](Index feature, Index p, double value) { row[p * dim + feature] = static_cast<Scalar>(value); });
@@ -67,9 +69,9 @@ class LearnedContinuous : public AdditiveEmbedding<LearnedContinuous<Scalar>, Sc
 
   /// Adjoint of `rows`.
   [[nodiscard]] auto rows_backward() const {
-    return [dim = dim(), add = this->parameters_.adjoint(0, dim())](std::span<const double> positions,
-                                                                    const double* grad_rows, Gradients& grads,
-                                                                    const Executor& executor) mutable {
+    return [dim = dim(), add = detail::MlpBackward<Scalar>(this->parameters_, 0, dim())](
+               std::span<const double> positions, const double* grad_rows, Gradients& grads,
+               const Executor& executor) mutable {
       add(
           positions, [&](Index feature, Index p) { return grad_rows[p * dim + feature]; }, grads, executor);
     };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// GatherIndices safetensors files.
+/// Reads safetensors files.
 ///
 /// Part of posbias/io/safetensors.hpp, which is what to include.
 #pragma once
@@ -39,10 +39,10 @@ class SafeTensors {
   /// Takes a whole file's bytes.
   static SafeTensors parse(std::vector<std::byte> file) { return SafeTensors(detail::FileBytes(std::move(file))); }
 
-  /// GatherIndices a whole file into memory; then the file may change.
+  /// Reads a whole file into memory; then the file may change.
   static SafeTensors read(const std::filesystem::path& path) { return opened(path, true); }
 
-  /// GatherIndices no more than a file's header. Values are mapped into memory; where that cannot be (Windows, say) they are
+  /// Reads no more than a file's header. Values are mapped into memory; where that cannot be (Windows, say) they are
   /// read from disk as they are asked for. While it is open a file may be replaced or removed, but must not be cut
   /// or written over in place.
   ///

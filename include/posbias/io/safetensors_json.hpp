@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// GatherIndices the JSON of safetensors files, the header and the index of shards, from the events of nlohmann-json. No other header
+/// Reads the JSON of safetensors files, the header and the index of shards, from the events of nlohmann-json. No other header
 /// includes that; where posbias::compiled is linked, neither does this program.
 ///
 /// Part of posbias/io/safetensors.hpp, which is what to include.

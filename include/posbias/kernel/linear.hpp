@@ -15,7 +15,7 @@
 
 #include "posbias/core/executor.hpp"
 #include "posbias/core/parameters.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/kernel/annihilating_product.hpp"
 #include "posbias/kernel/product.hpp"
 #include "posbias/kernel/workspace.hpp"

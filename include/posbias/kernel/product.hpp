@@ -54,7 +54,7 @@ struct StoredMatrix {
 
   [[nodiscard]] StoredMatrix transposed() const { return {data, column_stride, row_stride}; }
 
-  /// GatherIndices row i.
+  /// Reads row i.
   void load_row(Index i, Index columns, Scalar* to) const {
     load<Scalar>(data + i * row_stride, column_stride, columns, to);
   }

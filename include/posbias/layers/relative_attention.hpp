@@ -26,9 +26,10 @@
 #include <optional>
 #include <string_view>
 
+#include "posbias/core/checks.hpp"
 #include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/tensor_copies.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/layers/relative_attention_call.hpp"
 #include "posbias/layers/relative_attention_passes.hpp"
 

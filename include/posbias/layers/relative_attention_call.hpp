@@ -22,7 +22,7 @@
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/parameters.hpp"
 #include "posbias/core/positions.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/kernel/bucketing.hpp"
 #include "posbias/kernel/dropout.hpp"
 #include "posbias/kernel/linear.hpp"

@@ -19,7 +19,7 @@
 
 #include "posbias/core/executor.hpp"
 #include "posbias/core/infinity.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/kernel/annihilating_product.hpp"
 #include "posbias/kernel/exponential.hpp"
 #include "posbias/kernel/linear.hpp"

@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "posbias/core/checked_positions.hpp"
+#include "posbias/core/checks.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
 #include "posbias/kernel/cos_sin_cache.hpp"

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "posbias/core/executor.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/tile/diagonals.hpp"
 #include "posbias/tile/logit_tile.hpp"
 #include "posbias/tile/offset_index.hpp"

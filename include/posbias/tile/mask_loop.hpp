@@ -10,8 +10,9 @@
 #include <utility>
 #include <vector>
 
+#include "posbias/core/checks.hpp"
 #include "posbias/core/executor.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/tile/logit_tile.hpp"
 
 namespace posbias::detail {

@@ -7,10 +7,11 @@
 #include <string_view>
 #include <type_traits>
 
+#include "posbias/core/checks.hpp"
 #include "posbias/core/error.hpp"
 #include "posbias/core/infinity.hpp"
 #include "posbias/core/optional_tensor.hpp"
-#include "posbias/core/tensor_view.hpp"
+#include "posbias/core/view.hpp"
 #include "posbias/tile/logit_tile.hpp"
 
 namespace posbias {

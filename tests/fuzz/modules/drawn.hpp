@@ -35,7 +35,7 @@ using posbias_test::ReferenceModel;
 using posbias_test::Storage;
 namespace reference_models = posbias_test::reference_models;
 
-/// BatchShape dimensions of a call's tensors.
+/// Leading dimensions of a call's tensors.
 template <class S>
 inline constexpr int leading_rank = std::is_same_v<S, float> ? 1 : 2;
 
