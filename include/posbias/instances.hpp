@@ -11,10 +11,10 @@
   POSBIAS_TEMPLATE class RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>; \
   POSBIAS_TEMPLATE void                                                                                  \
   RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Write::add>(    \
-      const detail::Hook&, const View&, const PairPositions&, Shapes) const;                             \
+      const View&, const CheckedPairPositions&, const Executor&) const;                                  \
   POSBIAS_TEMPLATE void                                                                                  \
   RelativeBias<Bias<POSBIAS_SCALAR>, POSBIAS_SCALAR, Parameters<POSBIAS_SCALAR>>::modify<Write::assign>( \
-      const detail::Hook&, const View&, const PairPositions&, Shapes) const;                             \
+      const View&, const CheckedPairPositions&, const Executor&) const;                                  \
   POSBIAS_TEMPLATE class TabulatedBias<Bias<POSBIAS_SCALAR>>;                                            \
   POSBIAS_TEMPLATE void TabulatedBias<Bias<POSBIAS_SCALAR>>::add<Write::add>(const LogitTile<POSBIAS_SCALAR>&) const;
 #define POSBIAS_CONTENT_BIAS(Bias, Parameters, Prepared)                                                \

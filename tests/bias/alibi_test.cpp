@@ -272,8 +272,6 @@ TEST_CASE("ALiBi names what is wrong and writes nothing") {
         "ALiBi::make_mask: mask has 4 heads; n_heads = 3");
   CHECK(message_of<PositionError>([&] { (void)module.make_mask(q, k, k, {.q = reals}, mask); }) ==
         "ALiBi::make_mask: q at index 2 is nan; positions must be finite");
-  CHECK(message_of<PositionError>([&] { module.set_mask(mask, q, k, k, {.q = reals}); }) ==
-        "ALiBi::set_mask: q at index 2 is nan; positions must be finite");
   CHECK(message_of<ShapeError>([&] { (void)module.prepare(four, four); }) ==
         "ALiBi::prepare: q has 4 heads; n_heads = 3");
   CHECK(message_of<ShapeError>([&] {

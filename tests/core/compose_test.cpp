@@ -147,19 +147,19 @@ class Shift : public Module<Shift> {
   double by_;
 };
 
-/// Refuses everything, in its checks only.
+/// Refuses everything, in its plans only.
 class Refusing : public Module<Refusing> {
  public:
   static constexpr std::string_view name = "Refusing";
-  void check_mod_x(const auto&...) const { refuse("mod_x"); }
-  void check_mod_qkv(const auto&...) const { refuse("mod_qkv"); }
-  void check_mod_mask(const auto&...) const { refuse("mod_mask"); }
-  void check_mod_x_backward(const auto&...) const { refuse("mod_x_backward"); }
-  void check_mod_qkv_backward(const auto&...) const { refuse("mod_qkv_backward"); }
-  void check_mod_mask_backward(const auto&...) const { refuse("mod_mask_backward"); }
+  auto plan_mod_x(const auto&...) const { return refuse("mod_x"); }
+  auto plan_mod_qkv(const auto&...) const { return refuse("mod_qkv"); }
+  auto plan_mod_mask(const auto&...) const { return refuse("mod_mask"); }
+  auto plan_mod_x_backward(const auto&...) const { return refuse("mod_x_backward"); }
+  auto plan_mod_qkv_backward(const auto&...) const { return refuse("mod_qkv_backward"); }
+  auto plan_mod_mask_backward(const auto&...) const { return refuse("mod_mask_backward"); }
 
  private:
-  static void refuse(std::string_view hook) { detail::fail<ShapeError>(name, "::", hook); }
+  static void (*refuse(std::string_view hook))() { detail::fail<ShapeError>(name, "::", hook); }
 };
 
 /// A module that owes nothing to `Module` and has no more than a `PositionalModule` needs: adds 1 to x.

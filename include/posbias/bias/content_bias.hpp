@@ -39,7 +39,7 @@ class ContentBias : public Module<Derived, Parameters> {
   template <WritableStoredTensorOf<Scalar, 3> M, StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K,
             StoredTensorOf<Scalar, 3> V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    add(detail::view<3>(mask), views(q, k, v), at);
+    plan_mod_mask(mask, q, k, v, at)();
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, what q and k contributed is added to grad_q and grad_k. Throws
@@ -48,8 +48,7 @@ class ContentBias : public Module<Derived, Parameters> {
             HeadsTensor GV, StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    backward(detail::view<3>(grad_mask), detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v),
-             views(q, k, v), at, grads);
+    plan_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads)();
   }
 
   /// The bias of the logits of q and k, ready for tiles. Refers to this module, to q, to k and to who runs the executor's
@@ -68,17 +67,27 @@ class ContentBias : public Module<Derived, Parameters> {
   template <HeadsTensor Q, class S, int Rank, int Layout, class I>
   void prepare(const Q& q, const Eigen::Tensor<S, Rank, Layout, I>&& k, const PairPositions& = {}) const& = delete;
 
-  /// Throws what `mod_mask` would, and writes nothing.
-  template <class M, class Q, class K, class V>
-  void check_mod_mask(const M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    (void)checked_mod_mask(detail::view<3>(mask), views(q, k, v), at);
+  /// `mod_mask`, checked, to be called (see `Module`).
+  template <WritableStoredTensorOf<Scalar, 3> M, StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K,
+            StoredTensorOf<Scalar, 3> V>
+  [[nodiscard]] auto plan_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    const View to = detail::view<3>(mask);
+    const Inputs inputs = views(q, k, v);
+    return [this, to, inputs, where = checked_mod_mask(to, inputs, at), executor = at.executor] {
+      add(to, inputs, where, executor);
+    };
   }
-  /// Throws what `mod_mask_backward` would, and writes nothing.
-  template <class M, class GQ, class GK, class GV, class Q, class K, class V>
-  void check_mod_mask_backward(const M& grad_mask, const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q,
-                               const K& k, const V& v, const PairPositions& at, const Gradients& grads) const {
-    (void)checked_backward(detail::view<3>(grad_mask), detail::view<3>(grad_q), detail::view<3>(grad_k),
-                           detail::view<3>(grad_v), views(q, k, v), at, grads);
+  /// `mod_mask_backward`, checked, to be called.
+  template <StoredTensorOf<Scalar, 3> M, WritableStoredTensorOf<Scalar, 3> GQ, WritableStoredTensorOf<Scalar, 3> GK,
+            HeadsTensor GV, StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
+  [[nodiscard]] auto plan_mod_mask_backward(const M& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q,
+                                            const K& k, const V& v, const PairPositions& at, Gradients& grads) const {
+    const ConstView from = detail::view<3>(grad_mask);
+    const View to_q = detail::view<3>(grad_q), to_k = detail::view<3>(grad_k);
+    const Inputs inputs = views(q, k, v);
+    return [this, from, to_q, to_k, inputs,
+            where = checked_backward(from, to_q, to_k, detail::view<3>(grad_v), inputs, at, grads),
+            executor = at.executor, &grads] { backward(from, to_q, to_k, inputs, where, executor, grads); };
   }
 
  protected:
@@ -101,9 +110,9 @@ class ContentBias : public Module<Derived, Parameters> {
 
  private:
   /// The hooks, past the tensors.
-  void add(const View& mask, const Inputs& inputs, const PairPositions& at) const;
-  void backward(const ConstView& grad_mask, const View& grad_q, const View& grad_k, const Shape& grad_v,
-                const Inputs& inputs, const PairPositions& at, Gradients& grads) const;
+  void add(const View& mask, const Inputs& inputs, const CheckedPairPositions& where, const Executor& executor) const;
+  void backward(const ConstView& grad_mask, const View& grad_q, const View& grad_k, const Inputs& inputs,
+                const CheckedPairPositions& where, const Executor& executor, Gradients& grads) const;
 
   [[nodiscard]] CheckedPairPositions locations(const detail::Hook& hook, const detail::AttentionShape& shape,
                                                const PairPositions& at) const;
@@ -119,20 +128,19 @@ class ContentBias : public Module<Derived, Parameters> {
 
 template <class Derived, class Scalar, class Parameters>
 void ContentBias<Derived, Scalar, Parameters>::add(const View& mask, const Inputs& inputs,
-                                                   const PairPositions& at) const {
-  const auto prepared = derived().prepared(inputs.q, inputs.k, checked_mod_mask(mask, inputs, at), at.executor);
-  detail::add_to_mask(mask, prepared, at.executor);
+                                                   const CheckedPairPositions& where, const Executor& executor) const {
+  detail::add_to_mask(mask, derived().prepared(inputs.q, inputs.k, where, executor), executor);
 }
 
 template <class Derived, class Scalar, class Parameters>
 void ContentBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_mask, const View& grad_q,
-                                                        const View& grad_k, const Shape& grad_v, const Inputs& inputs,
-                                                        const PairPositions& at, Gradients& grads) const {
-  const auto prepared = derived().prepared(
-      inputs.q, inputs.k, checked_backward(grad_mask, grad_q, grad_k, grad_v, inputs, at, grads), at.executor);
+                                                        const View& grad_k, const Inputs& inputs,
+                                                        const CheckedPairPositions& where, const Executor& executor,
+                                                        Gradients& grads) const {
+  const auto prepared = derived().prepared(inputs.q, inputs.k, where, executor);
   detail::NativeCopies<Scalar> native;  // they are added to many times, and rounded once
   auto sums = prepared.accumulator(native(grad_q), Derived::depends_on_keys ? native(grad_k) : grad_k);
-  detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
+  detail::accumulate_mask(grad_mask, prepared, sums, executor);
   prepared.finish(sums, grads);
   native.write_back();
 }

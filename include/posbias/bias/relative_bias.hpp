@@ -60,28 +60,28 @@ class RelativeBias : public Module<Derived, Parameters> {
   /// they are more than 4·(L1+L2), it is one evaluation a pair. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> M>
   void mod_mask(M&& mask, const PairPositions& at = {}) const {
-    modify<Write::add>(hook_of("mod_mask", at), detail::view<3>(mask), at);
+    plan<Write::add>(hook_of("mod_mask", at), mask, at, {})();
   }
 
   /// The same; q, k and v are only checked to belong to the mask.
   template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    modify<Write::add>(hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
+    plan_mod_mask(mask, q, k, v, at)();
   }
 
-  /// `mod_mask` of zeros in one pass, for `make_mask` and `bias`: what is in the mask does not matter.
-  template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-  void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+  /// `mod_mask`, checked, to be called (see `Module`); or, with `Write::assign`, in one pass what it makes of zeros: what is
+  /// in the mask does not matter.
+  template <Write how = Write::add, WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
+  [[nodiscard]] auto plan_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    modify<Write::assign>(hook_of("set_mask", at), detail::view<3>(mask), at, shapes);
+    return plan<how>(hook_of("mod_mask", at), mask, at, shapes);
   }
 
   /// Adjoint of `mod_mask`: grad_mask passes through, the parameters' gradients are summed along diagonals. Without
   /// a table it runs on the calling thread. Throws ShapeError, PositionError.
   template <StoredTensorOf<Scalar, 3> M>
   void mod_mask_backward(const M& grad_mask, const PairPositions& at, Gradients& grads) const {
-    backward(detail::view<3>(grad_mask), at, grads);
+    plan_backward(grad_mask, at, grads, {})();
   }
 
   /// The same; nothing is added to grad_q, grad_k and grad_v.
@@ -89,8 +89,16 @@ class RelativeBias : public Module<Derived, Parameters> {
             HeadsTensor V>
   void mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
+    plan_mod_mask_backward(grad_mask, q, k, v, q, k, v, at, grads)();
+  }
+
+  /// `mod_mask_backward`, checked, to be called.
+  template <StoredTensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
+            HeadsTensor V>
+  [[nodiscard]] auto plan_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
+                                            const PairPositions& at, Gradients& grads) const {
     const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    backward(detail::view<3>(grad_mask), at, grads, shapes);
+    return plan_backward(grad_mask, at, grads, shapes);
   }
 
   /// The bias alone: (NH, L1, L2), positions shared by a batch; `bias<Eigen::ColMajor>` in Eigen's default layout.
@@ -98,7 +106,7 @@ class RelativeBias : public Module<Derived, Parameters> {
   [[nodiscard]] Eigen::Tensor<Scalar, 3, Layout> bias(Index queries, Index keys, const PairPositions& at = {}) const {
     check_lengths(hook_of("bias", at), queries, keys);
     Eigen::Tensor<Scalar, 3, Layout> result(derived().n_heads(), queries, keys);
-    modify<Write::assign>(hook_of("bias", at), detail::view<3>(result), at);
+    plan<Write::assign>(hook_of("bias", at), result, at, {})();
     return result;
   }
 
@@ -156,21 +164,6 @@ class RelativeBias : public Module<Derived, Parameters> {
       derived().evaluate_backward(relative, head, heads, grad_values, grads);
   }
 
-  /// Throws what `mod_mask` would, and writes nothing.
-  template <WritableStoredTensorOf<Scalar, 3> M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-  void check_mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    check(hook_of("mod_mask", at), detail::view<3>(mask), at, shapes);
-  }
-  /// Throws what `mod_mask_backward` would, and writes nothing.
-  template <StoredTensorOf<Scalar, 3> M, HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K,
-            HeadsTensor V>
-  void check_mod_mask_backward(const M& grad_mask, GQ&&, GK&&, GV&&, const Q& q, const K& k, const V& v,
-                               const PairPositions& at, const Gradients& grads) const {
-    const detail::StridedShape<3> shapes[] = {detail::view<3>(q), detail::view<3>(k), detail::view<3>(v)};
-    check_backward(detail::view<3>(grad_mask), at, grads, shapes);
-  }
-
  protected:
   using Base::Base;
   using Base::derived;
@@ -210,12 +203,26 @@ class RelativeBias : public Module<Derived, Parameters> {
     return result;
   }
 
+  template <Write how, class M>
+  [[nodiscard]] auto plan(const detail::Hook& hook, M& mask, const PairPositions& at, Shapes qkv) const {
+    const View view = detail::view<3>(mask);
+    return [this, view, where = checked(hook, "mask", view, at, qkv), executor = at.executor] {
+      modify<how>(view, where, executor);
+    };
+  }
+  template <class M>
+  [[nodiscard]] auto plan_backward(const M& grad_mask, const PairPositions& at, Gradients& grads, Shapes qkv) const {
+    const ConstView view = detail::view<3>(grad_mask);
+    return [this, view, where = checked_backward(view, at, grads, qkv), executor = at.executor, &grads] {
+      backward(view, where, executor, grads);
+    };
+  }
+
   /// The hooks, past the tensors.
   template <Write how>
-  void modify(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv = {}) const;
-  void backward(const ConstView& grad_mask, const PairPositions& at, Gradients& grads, Shapes qkv = {}) const;
-  void check(const detail::Hook& hook, const View& mask, const PairPositions& at, Shapes qkv) const;
-  void check_backward(const ConstView& grad_mask, const PairPositions& at, const Gradients& grads, Shapes qkv) const;
+  void modify(const View& mask, const CheckedPairPositions& where, const Executor& executor) const;
+  void backward(const ConstView& grad_mask, const CheckedPairPositions& where, const Executor& executor,
+                Gradients& grads) const;
   [[nodiscard]] Prepared prepared(const detail::StridedShape<3>& q, const detail::StridedShape<3>& k,
                                   const PairPositions& at) const;
 
@@ -234,43 +241,29 @@ class RelativeBias : public Module<Derived, Parameters> {
 
 template <class Derived, class Scalar, class Parameters>
 template <Write how>
-void RelativeBias<Derived, Scalar, Parameters>::modify(const detail::Hook& hook, const View& mask,
-                                                       const PairPositions& at, Shapes qkv) const {
-  CheckedPairPositions where = checked(hook, "mask", mask, at, qkv);
+void RelativeBias<Derived, Scalar, Parameters>::modify(const View& mask, const CheckedPairPositions& where,
+                                                       const Executor& executor) const {
   if (detail::is_whole_column_major(mask)) {
-    const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), at.executor);
-    if (prepared.tabulated()) return write<how>(mask, prepared, at.executor);
+    const detail::ColumnMajorBias<Derived> prepared(derived(), where, mask.batches(), executor);
+    if (prepared.tabulated()) return write<how>(mask, prepared, executor);
   }
-  write<how>(mask, Prepared(derived(), std::move(where), at.executor), at.executor);
+  write<how>(mask, Prepared(derived(), where, executor), executor);
 }
 
 template <class Derived, class Scalar, class Parameters>
-void RelativeBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_mask, const PairPositions& at,
-                                                         Gradients& grads, Shapes qkv) const {
-  const CheckedPairPositions where = checked_backward(grad_mask, at, grads, qkv);
+void RelativeBias<Derived, Scalar, Parameters>::backward(const ConstView& grad_mask, const CheckedPairPositions& where,
+                                                         const Executor& executor, Gradients& grads) const {
   if (!this->has_parameters()) return;
-  const Prepared prepared(derived(), where, at.executor);
+  const Prepared prepared(derived(), where, executor);
   auto sums = prepared.accumulator();
   bool accumulated = false;
   if (detail::is_whole_column_major(grad_mask)) {
-    const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches(), at.executor);
+    const detail::ColumnMajorBias<Derived> by_columns(derived(), where, grad_mask.batches(), executor);
     accumulated = by_columns.accumulates();
-    if (accumulated) by_columns.accumulate(grad_mask, sums.sums, at.executor);
+    if (accumulated) by_columns.accumulate(grad_mask, sums.sums, executor);
   }
-  if (!accumulated) detail::accumulate_mask(grad_mask, prepared, sums, at.executor);
+  if (!accumulated) detail::accumulate_mask(grad_mask, prepared, sums, executor);
   prepared.finish(sums, grads);
-}
-
-template <class Derived, class Scalar, class Parameters>
-void RelativeBias<Derived, Scalar, Parameters>::check(const detail::Hook& hook, const View& mask,
-                                                      const PairPositions& at, Shapes qkv) const {
-  (void)checked(hook, "mask", mask, at, qkv);
-}
-
-template <class Derived, class Scalar, class Parameters>
-void RelativeBias<Derived, Scalar, Parameters>::check_backward(const ConstView& grad_mask, const PairPositions& at,
-                                                               const Gradients& grads, Shapes qkv) const {
-  (void)checked_backward(grad_mask, at, grads, qkv);
 }
 
 template <class Derived, class Scalar, class Parameters>

@@ -104,7 +104,7 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
   /// q += u, of every query, with a position or without. Throws ShapeError.
   template <WritableStoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    add_u(detail::view<3>(q), this->views(q, k, v), +1, at);
+    plan_mod_qkv(q, k, v, at)();
   }
 
   /// Adjoint of `mod_qkv`: gradients pass through, u's is the sum of the queries'. Throws ShapeError.
@@ -112,25 +112,28 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
             StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    sum_u(this->views(grad_q, grad_k, grad_v), this->views(q, k, v), at, grads);
+    plan_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads)();
   }
 
   /// Takes u from q again.
   template <WritableStoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    add_u(detail::view<3>(q), this->views(q, k, v), -1, at);
+    plan(-1, q, k, v, at)();
   }
 
-  /// Throws what `mod_qkv` would, and writes nothing.
-  template <class Q, class K, class V>
-  void check_mod_qkv(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    check(this->views(q, k, v), at);
+  /// `mod_qkv`, checked, to be called (see `Module`).
+  template <WritableStoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
+  [[nodiscard]] auto plan_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    return plan(+1, q, k, v, at);
   }
-  /// Throws what `mod_qkv_backward` would, and writes nothing.
-  template <class GQ, class GK, class GV, class Q, class K, class V>
-  void check_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k, const V& v,
-                              const PairPositions& at, const Gradients& grads) const {
-    check_backward(this->views(grad_q, grad_k, grad_v), this->views(q, k, v), at, grads);
+  /// `mod_qkv_backward`, checked, to be called.
+  template <StoredTensorOf<Scalar, 3> GQ, StoredTensorOf<Scalar, 3> GK, StoredTensorOf<Scalar, 3> GV,
+            StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, StoredTensorOf<Scalar, 3> V>
+  [[nodiscard]] auto plan_mod_qkv_backward(const GQ& grad_q, const GK& grad_k, const GV& grad_v, const Q& q, const K& k,
+                                           const V& v, const PairPositions& at, Gradients& grads) const {
+    const Inputs gradients = this->views(grad_q, grad_k, grad_v);
+    check_backward(gradients, this->views(q, k, v), at, grads);
+    return [this, of_q = gradients.q, &grads] { sum_u(of_q, grads); };
   }
   /// The score of q, as `mod_qkv` left it, and the relative position: what `mod_mask` adds. In the paper's form q - u must
   /// be the query: a rotation composed with this module would turn u as well. Refers to this module and to q.
@@ -183,10 +186,17 @@ class TransformerXL : public ContentBias<TransformerXL<Scalar_>, Scalar_, Transf
       for (Index d = 0; d < head_dim(); ++d) visit(h, d, i++);
   }
 
-  /// `mod_qkv`, or with a sign of -1 its inverse, past the tensors.
-  void add_u(const View& q, const Inputs& inputs, Scalar sign, const PairPositions& at) const;
-  /// `mod_qkv_backward`, past the tensors.
-  void sum_u(const Inputs& gradients, const Inputs& inputs, const PairPositions& at, Gradients& grads) const;
+  /// `mod_qkv`, or with a sign of -1 its inverse.
+  template <class Q, class K, class V>
+  [[nodiscard]] auto plan(Scalar sign, Q& q, const K& k, const V& v, const PairPositions& at) const {
+    const View to = detail::view<3>(q);
+    check(this->views(q, k, v), at);
+    return [this, to, sign, executor = at.executor] { add_u(to, sign, executor); };
+  }
+
+  /// The hooks, past the tensors.
+  void add_u(const View& q, Scalar sign, const Executor& executor) const;
+  void sum_u(const ConstView& grad_q, Gradients& grads) const;
   void check(const Inputs& inputs, const PairPositions& at) const;
   void check_backward(const Inputs& gradients, const Inputs& inputs, const PairPositions& at,
                       const Gradients& grads) const;
@@ -247,10 +257,9 @@ void TransformerXL<Scalar>::check_backward(const Inputs& gradients, const Inputs
 }
 
 template <class Scalar>
-void TransformerXL<Scalar>::add_u(const View& q, const Inputs& inputs, Scalar sign, const PairPositions& at) const {
-  check(inputs, at);
+void TransformerXL<Scalar>::add_u(const View& q, Scalar sign, const Executor& executor) const {
   const auto& u = this->parameters_.bias_r_w;
-  at.executor.parallel_for(q.batches(), [&](Index n) {
+  executor.parallel_for(q.batches(), [&](Index n) {
     q.batch(n).visit([&]<class S>(S* first) {
       for (Index i = 0; i < q.shape[0]; ++i)
         for_each_feature([&](Index h, Index d, std::size_t) {
@@ -262,10 +271,7 @@ void TransformerXL<Scalar>::add_u(const View& q, const Inputs& inputs, Scalar si
 }
 
 template <class Scalar>
-void TransformerXL<Scalar>::sum_u(const Inputs& gradients, const Inputs& inputs, const PairPositions& at,
-                                  Gradients& grads) const {
-  check_backward(gradients, inputs, at, grads);
-  const ConstView& grad_q = gradients.q;
+void TransformerXL<Scalar>::sum_u(const ConstView& grad_q, Gradients& grads) const {
   std::vector<double> sums(static_cast<std::size_t>(options_.dim));
   std::vector<Scalar> query(sums.size());
   for (Index n = 0; n < grad_q.batches(); ++n)

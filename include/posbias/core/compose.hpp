@@ -73,6 +73,72 @@ concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, co
   (static_cast<void>(m.prepare(q, k, at)), ...);
 };
 
+/// Hooks, checked and still to be run, one after another.
+template <class... Plans>
+class PlanList {
+ public:
+  explicit PlanList(std::tuple<Plans...> plans) : plans_(std::move(plans)) {}
+
+  void operator()() {
+    for_each_constant<sizeof...(Plans)>([&](auto i) { std::get<i>(plans_)(); });
+  }
+  void in_reverse() {
+    for_each_constant<sizeof...(Plans)>([&](auto i) { std::get<sizeof...(Plans) - 1 - i>(plans_)(); });
+  }
+
+ private:
+  std::tuple<Plans...> plans_;
+};
+
+/// A list to be run from its end.
+template <class... Plans>
+auto in_reverse(PlanList<Plans...> list) {
+  return [list = std::move(list)]() mutable { list.in_reverse(); };
+}
+
+/// The plans of a module's hooks: its own, or, of a hook that has none, the hook itself.
+template <class M>
+struct Plans {
+  const M& module;
+
+  [[nodiscard]] auto plan_mod_x(auto&... args) const {
+    if constexpr (requires { module.plan_mod_x(args...); })
+      return module.plan_mod_x(args...);
+    else
+      return [&of = module, &args...] { of.mod_x(args...); };
+  }
+  [[nodiscard]] auto plan_mod_qkv(auto&... args) const {
+    if constexpr (requires { module.plan_mod_qkv(args...); })
+      return module.plan_mod_qkv(args...);
+    else
+      return [&of = module, &args...] { of.mod_qkv(args...); };
+  }
+  [[nodiscard]] auto plan_mod_mask(auto&... args) const {
+    if constexpr (requires { module.plan_mod_mask(args...); })
+      return module.plan_mod_mask(args...);
+    else
+      return [&of = module, &args...] { of.mod_mask(args...); };
+  }
+  [[nodiscard]] auto plan_mod_x_backward(auto&... args) const {
+    if constexpr (requires { module.plan_mod_x_backward(args...); })
+      return module.plan_mod_x_backward(args...);
+    else
+      return [&of = module, &args...] { of.mod_x_backward(args...); };
+  }
+  [[nodiscard]] auto plan_mod_qkv_backward(auto&... args) const {
+    if constexpr (requires { module.plan_mod_qkv_backward(args...); })
+      return module.plan_mod_qkv_backward(args...);
+    else
+      return [&of = module, &args...] { of.mod_qkv_backward(args...); };
+  }
+  [[nodiscard]] auto plan_mod_mask_backward(auto&... args) const {
+    if constexpr (requires { module.plan_mod_mask_backward(args...); })
+      return module.plan_mod_mask_backward(args...);
+    else
+      return [&of = module, &args...] { of.mod_mask_backward(args...); };
+  }
+};
+
 /// A mask of 16 bits that prepared biases can be added to, tile by tile, each rounded once. Biases bring the function along.
 template <class M, class Q, class K, class Module>
 concept TakesTiles = Storage16<ScalarOf<M>> &&
@@ -176,70 +242,35 @@ class Compose : public Module<Compose<Modules...>> {
     return std::get<I>(modules_);
   }
 
-  /// All hooks throw what the modules' throw.
+  /// All hooks throw what the modules' throw: where these have plans (see `Module`), before any of them writes.
   template <detail::TokensOfAll<Modules...> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
-    check_mod_x(x, at);
-    const auto modify = [&](auto&& x_) { for_each([&](auto i) { get<i>().mod_x(x_, at); }); };
-    rounded_once<embeddings>(modify, x);
+    plan_mod_x(x, at)();
   }
 
   /// As `mod_qkv` of the first module, then of the next.
   template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   requires detail::HeadsOfAll<Q, K, V, Modules...>
-  void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    check_mod_qkv(q, k, v, at);
-    const auto modify = [&](auto&& q_, auto&& k_, auto&& v_) {
-      for_each([&](auto i) { get<i>().mod_qkv(q_, k_, v_, at); });
-    };
-    rounded_once<changing(sizeof...(Modules))>(modify, q, k, v);
-  }
+  void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const { plan_mod_qkv(q, k, v, at)(); }
 
   /// Every module sees q, k, v as the last one's `mod_qkv` left them.
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   requires detail::LogitsOfAll<M, Q, K, V, Modules...>
   void mod_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    check_mod_mask(mask, q, k, v, at);
-    if constexpr (biases > 1 && detail::TakesTiles<M, Q, K, Compose>) {
-      add_to_mask(detail::view<3>(mask), prepare(q, k, at), at.executor);
-    } else {
-      const auto modify = [&](auto&& mask_) { for_each([&](auto i) { get<i>().mod_mask(mask_, q, k, v, at); }); };
-      rounded_once<biases>(modify, mask);
-    }
+    plan_mod_mask(mask, q, k, v, at)();
   }
 
   /// Adjoints, in reverse order.
   template <TokensTensor G>
   void mod_x_backward(G&& grad_x, const TokenPositions& at, Gradients& grads) const {
-    check_mod_x_backward(grad_x, at, grads);
-    for_each_backwards([&](auto i) { get<i>().mod_x_backward(grad_x, at, std::get<i>(grads.parts)); });
+    plan_mod_x_backward(grad_x, at, grads)();
   }
 
   /// q, k, v are those that the last module returned.
   template <HeadsTensor GQ, HeadsTensor GK, HeadsTensor GV, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads);
-    constexpr auto changes_made = changing(sizeof...(Modules));
-    const auto adjoints = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
-      const auto adjoint = [&](auto i, const auto& q_i, const auto& k_i, const auto& v_i) {
-        get<i>().mod_qkv_backward(to_q, to_k, to_v, q_i, k_i, v_i, at, std::get<i>(grads.parts));
-      };
-      if constexpr (changes_made < 2) {
-        for_each_backwards([&](auto i) { adjoint(i, q, k, v); });
-      } else {
-        detail::TensorCopies copy;
-        auto q_i = copy(q);
-        auto k_i = copy(k);
-        auto v_i = copy(v);
-        check_mod_qkv(q_i, k_i, v_i, at);  // what can be modified can be undone
-        for_each_backwards([&](auto i) {
-          adjoint(i, q_i, k_i, v_i);
-          if constexpr (changing(i) > 0) undo<i>(q_i, k_i, v_i, at);
-        });
-      }
-    };
-    rounded_once<changes_made>(adjoints, grad_q, grad_k, grad_v);
+    plan_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads)();
   }
 
   /// Adjoint of `mod_mask`: every module adds to grad_q, grad_k and grad_v, and to its own gradients.
@@ -247,13 +278,66 @@ class Compose : public Module<Compose<Modules...>> {
             HeadsTensor V>
   void mod_mask_backward(GM&& grad_mask, GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                          const PairPositions& at, Gradients& grads) const {
-    check_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads);
-    const auto adjoints = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
-      for_each_backwards([&](auto i) {
-        get<i>().mod_mask_backward(grad_mask, to_q, to_k, to_v, q, k, v, at, std::get<i>(grads.parts));
+    plan_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads)();
+  }
+
+  /// The hooks, checked, to be called: the plans of all modules.
+  template <class X>
+  [[nodiscard]] auto plan_mod_x(X& x, const TokenPositions& at = {}) const {
+    const auto hooks = [this, &at](auto& x_) {
+      return this->plan_each([&](const auto& m) { return m.plan_mod_x(x_, at); });
+    };
+    return rounded_once<embeddings>(hooks, x);
+  }
+  template <class Q, class K, class V>
+  [[nodiscard]] auto plan_mod_qkv(Q& q, K& k, V& v, const PairPositions& at = {}) const {
+    const auto hooks = [this, &at](auto& q_, auto& k_, auto& v_) {
+      return this->plan_each([&](const auto& m) { return m.plan_mod_qkv(q_, k_, v_, at); });
+    };
+    return rounded_once<changing(sizeof...(Modules))>(hooks, q, k, v);
+  }
+  template <class M, class Q, class K, class V>
+  [[nodiscard]] auto plan_mod_mask(M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
+    const auto hooks = [this, &q, &k, &v, &at](auto& mask_) {
+      return this->plan_each([&](const auto& m) { return m.plan_mod_mask(mask_, q, k, v, at); });
+    };
+    if constexpr (biases > 1 && detail::TakesTiles<M, Q, K, Compose>) {
+      (void)hooks(mask);
+      return [this, &mask, &q, &k, &at] { add_to_mask(detail::view<3>(mask), prepare(q, k, at), at.executor); };
+    } else {
+      return rounded_once<biases>(hooks, mask);
+    }
+  }
+  template <class G>
+  [[nodiscard]] auto plan_mod_x_backward(G& grad_x, const TokenPositions& at, Gradients& grads) const {
+    return this->plan_each_backwards(
+        grads, [&](const auto& m, auto& part) { return m.plan_mod_x_backward(grad_x, at, part); });
+  }
+  template <class GQ, class GK, class GV, class Q, class K, class V>
+  [[nodiscard]] auto plan_mod_qkv_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const Q& q, const K& k, const V& v,
+                                           const PairPositions& at, Gradients& grads) const {
+    auto plan = plan_each_backwards(grads, [&](const auto& m, auto& part) {
+      return m.plan_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, part);
+    });
+    if constexpr (changing(sizeof...(Modules)) < 2)
+      return plan;
+    else
+      return [this, &grad_q, &grad_k, &grad_v, &q, &k, &v, &at, &grads] {
+        const auto backward = [&](auto&& to_q, auto&& to_k, auto&& to_v) {
+          undo_and_differentiate(to_q, to_k, to_v, q, k, v, at, grads);
+        };
+        detail::rounded_once(backward, grad_q, grad_k, grad_v);
+      };
+  }
+  template <class GM, class GQ, class GK, class GV, class Q, class K, class V>
+  [[nodiscard]] auto plan_mod_mask_backward(GM& grad_mask, GQ& grad_q, GK& grad_k, GV& grad_v, const Q& q, const K& k,
+                                            const V& v, const PairPositions& at, Gradients& grads) const {
+    const auto adjoints = [this, &grad_mask, &q, &k, &v, &at, &grads](auto& to_q, auto& to_k, auto& to_v) {
+      return this->plan_each_backwards(grads, [&](const auto& m, auto& part) {
+        return m.plan_mod_mask_backward(grad_mask, to_q, to_k, to_v, q, k, v, at, part);
       });
     };
-    rounded_once<biases>(adjoints, grad_q, grad_k, grad_v);
+    return rounded_once<biases>(adjoints, grad_q, grad_k, grad_v);
   }
 
   /// What all modules add to logits, given q and k as `mod_qkv` left them, ready for tiles. Refers to the modules and,
@@ -269,41 +353,10 @@ class Compose : public Module<Compose<Modules...>> {
   template <class S, int Rank, int Layout, class I, HeadsTensor K>
   void prepare(const Eigen::Tensor<S, Rank, Layout, I>&& q, const K& k, const PairPositions& = {}) const& = delete;
 
-  /// The checks of all modules.
-  void check_mod_x(auto&& x, const TokenPositions& at = {}) const {
-    for_each_derived([&](auto i) { get<i>().check_mod_x(x, at); });
-  }
-  /// Throws what `mod_qkv` would, and writes nothing.
-  void check_mod_qkv(auto&& q, auto&& k, auto&& v, const PairPositions& at = {}) const {
-    for_each_derived([&](auto i) { get<i>().check_mod_qkv(q, k, v, at); });
-  }
-  /// Throws what `mod_mask` would, and writes nothing.
-  void check_mod_mask(auto&& mask, const auto& q, const auto& k, const auto& v, const PairPositions& at = {}) const {
-    for_each_derived([&](auto i) { get<i>().check_mod_mask(mask, q, k, v, at); });
-  }
-  /// Throws what `mod_x_backward` would, and writes nothing.
-  void check_mod_x_backward(auto&& grad_x, const TokenPositions& at, const Gradients& grads) const {
-    for_each_derived([&](auto i) { get<i>().check_mod_x_backward(grad_x, at, std::get<i>(grads.parts)); });
-  }
-  /// Throws what `mod_qkv_backward` would, and writes nothing.
-  void check_mod_qkv_backward(auto&& grad_q, auto&& grad_k, auto&& grad_v, const auto& q, const auto& k, const auto& v,
-                              const PairPositions& at, const Gradients& grads) const {
-    for_each_derived([&](auto i) {
-      get<i>().check_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, std::get<i>(grads.parts));
-    });
-  }
-  /// Throws what `mod_mask_backward` would, and writes nothing.
-  void check_mod_mask_backward(auto&& grad_mask, auto&& grad_q, auto&& grad_k, auto&& grad_v, const auto& q,
-                               const auto& k, const auto& v, const PairPositions& at, const Gradients& grads) const {
-    for_each_derived([&](auto i) {
-      get<i>().check_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, std::get<i>(grads.parts));
-    });
-  }
-
   /// Undoes what all modules did, the last one's first.
   template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    check_mod_qkv(q, k, v, at);
+    (void)plan_mod_qkv(q, k, v, at);  // what can be modified can be undone
     for_each_backwards([&](auto i) { undo<i>(q, k, v, at); });
   }
 
@@ -334,13 +387,46 @@ class Compose : public Module<Compose<Modules...>> {
     return std::count(alone.begin(), alone.begin() + count, false);
   }
 
-  /// Calls `modify(tensors...)`, in which `count` modules change them; what several change is rounded once.
-  template <auto count>
-  static void rounded_once(const auto& modify, auto&... tensors) {
-    if constexpr (count < 2)
-      modify(tensors...);
+  /// The plans of all modules, `plan(module)`, made and run in order.
+  [[nodiscard]] auto plan_each(const auto& plan) const {
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+      return detail::PlanList(std::tuple{plan(detail::Plans<Modules>{get<I>()})...});
+    }
+    (std::index_sequence_for<Modules...>());
+  }
+  /// The plans of all adjoints, `plan(module, its gradients)`, made in order and run in reverse.
+  [[nodiscard]] auto plan_each_backwards(Gradients& grads, const auto& plan) const {
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+      return detail::in_reverse(
+          detail::PlanList(std::tuple{plan(detail::Plans<Modules>{get<I>()}, std::get<I>(grads.parts))...}));
+    }
+    (std::index_sequence_for<Modules...>());
+  }
+
+  /// `plans(tensors...)`, in which `count` modules change them. Of 16 bits, what several change is changed in float, and
+  /// rounded once.
+  template <auto count, class Plans, class... T>
+  [[nodiscard]] static auto rounded_once(const Plans& plans, T&... tensors) {
+    auto plan = plans(tensors...);
+    if constexpr (count < 2 || !(detail::Storage16<detail::ScalarOf<T>> || ...))
+      return plan;
     else
-      detail::rounded_once(modify, tensors...);
+      return
+          [plans, &tensors...] { detail::rounded_once([&](auto&&... widened) { plans(widened...)(); }, tensors...); };
+  }
+
+  /// `mod_qkv_backward` where several modules change q, k and v: copies of them become those of each module in turn.
+  void undo_and_differentiate(auto& to_q, auto& to_k, auto& to_v, const auto& q, const auto& k, const auto& v,
+                              const PairPositions& at, Gradients& grads) const {
+    detail::TensorCopies copy;
+    auto q_i = copy(q);
+    auto k_i = copy(k);
+    auto v_i = copy(v);
+    (void)plan_mod_qkv(q_i, k_i, v_i, at);  // what can be modified can be undone
+    for_each_backwards([&](auto i) {
+      get<i>().mod_qkv_backward(to_q, to_k, to_v, q_i, k_i, v_i, at, std::get<i>(grads.parts));
+      if constexpr (changing(i) > 0) undo<i>(q_i, k_i, v_i, at);
+    });
   }
 
   static constexpr bool derived(std::size_t place) {

@@ -21,6 +21,7 @@
 #include "posbias/core/parameter_owner.hpp"
 #include "posbias/core/positions.hpp"
 #include "posbias/core/view.hpp"
+#include "posbias/core/write.hpp"
 
 namespace posbias {
 
@@ -177,6 +178,11 @@ class HooksWithoutV {
 
 /// Base of all modules (CRTP): the identity at every hook until `Derived` says otherwise. `Derived` has a `static
 /// constexpr std::string_view name`.
+///
+/// A hook that can throw is a plan, which is then run: beside `mod_x(x, at)` stands `plan_mod_x(x, at)`, which throws all
+/// that the hook throws, writes nothing, and returns what is left to do, to be called once; and so for each hook and
+/// adjoint. `Compose` makes the plans of all its modules before it runs the first; of a hook without a plan it cannot know
+/// beforehand whether it throws. A plan refers to the module and to all that it was given.
 template <class Derived, class Parameters>
 class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<Derived> {
   using Owner = ParameterOwner<Derived, Parameters>;
@@ -200,19 +206,18 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   void mod_mask(M&&, const Q&, const K&, const V&, const PairPositions& = {}) const {}
 
-  /// `mod_mask` of zeros, whatever is in the mask; a module may know how to write it but once.
-  template <LogitsTensor M, HeadsTensor Q, HeadsTensor K, HeadsTensor V>
-  void set_mask(M&& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
-    detail::fill_zero(detail::view<0>(mask));
-    derived().mod_mask(mask, q, k, v, detail::called_by("set_mask", at));
-  }
-
   /// `mod_mask` for "no mask yet": a new mask (B, *, NH, L1, L2) of q's scalar and layout. Throws as `mod_mask`
   /// does.
   template <HeadsTensor Q, HeadsTensor K, HeadsTensor V>
   [[nodiscard]] auto make_mask(const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     auto mask = detail::new_mask(Derived::name, q, k, v);
-    derived().set_mask(mask, q, k, v, detail::called_by("make_mask", at));
+    const PairPositions called = detail::called_by("make_mask", at);
+    if constexpr (requires { derived().template plan_mod_mask<Write::assign>(mask, q, k, v, called); }) {
+      derived().template plan_mod_mask<Write::assign>(mask, q, k, v, called)();
+    } else {
+      detail::fill_zero(detail::view<0>(mask));
+      derived().mod_mask(mask, q, k, v, called);
+    }
     return mask;
   }
 
@@ -255,21 +260,6 @@ class Module : public ParameterOwner<Derived, Parameters>, public HooksWithoutV<
   template <HeadsTensor Q, HeadsTensor K>
   requires detail::leaves_mask_alone<Derived>
   [[nodiscard]] NoTerm prepare(const Q&, const K&, const PairPositions& = {}) const { return {}; }
-
-  /// Each throws what the hook of its name would throw for the same arguments, and writes nothing. `Compose` asks all
-  /// of its modules before the first of them writes; so a hook that can throw needs its check, or others may have
-  /// written before it does.
-  void check_mod_x(const auto&...) const {}
-  /// Throws what `mod_qkv` would, and writes nothing.
-  void check_mod_qkv(const auto&...) const {}
-  /// Throws what `mod_mask` would, and writes nothing.
-  void check_mod_mask(const auto&...) const {}
-  /// Throws what `mod_x_backward` would, and writes nothing.
-  void check_mod_x_backward(const auto&...) const {}
-  /// Throws what `mod_qkv_backward` would, and writes nothing.
-  void check_mod_qkv_backward(const auto&...) const {}
-  /// Throws what `mod_mask_backward` would, and writes nothing.
-  void check_mod_mask_backward(const auto&...) const {}
 
   /// Turns q, k and v back into what `mod_qkv(q, k, v, at)` was given, up to rounding: from the outputs of all its
   /// modules `Compose` finds those of each. A module with a `mod_qkv` of its own also has an `undo_mod_qkv`, or none.

@@ -52,25 +52,27 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   /// are. Cost O(L·dim) for the rows, O(B·L·dim) for the sum. Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 2> X>
   void mod_x(X&& x, const TokenPositions& at = {}) const {
-    add_rows(detail::view<2>(x), at);
+    plan_mod_x(x, at)();
   }
 
   /// Adjoint of `mod_x`: grad_x passes through, the parameters' gradients are summed over the batch. Throws ShapeError,
   /// PositionError.
   template <StoredTensorOf<Scalar, 2> G>
   void mod_x_backward(const G& grad_x, const TokenPositions& at, Gradients& grads) const {
-    add_gradients(detail::view<2>(grad_x), at, grads);
+    plan_mod_x_backward(grad_x, at, grads)();
   }
 
-  /// Throws what `mod_x` would, and writes nothing.
+  /// `mod_x`, checked, to be called (see `Module`).
   template <WritableStoredTensorOf<Scalar, 2> X>
-  void check_mod_x(X&& x, const TokenPositions& at = {}) const {
-    check(detail::view<2>(x), at);
+  [[nodiscard]] auto plan_mod_x(X&& x, const TokenPositions& at = {}) const {
+    return [this, tokens = checked(detail::view<2>(x), at), executor = at.executor] { add_rows(tokens, executor); };
   }
-  /// Throws what `mod_x_backward` would, and writes nothing.
+  /// `mod_x_backward`, checked, to be called.
   template <StoredTensorOf<Scalar, 2> G>
-  void check_mod_x_backward(const G& grad_x, const TokenPositions& at, const Gradients& grads) const {
-    check_backward(detail::view<2>(grad_x), at, grads);
+  [[nodiscard]] auto plan_mod_x_backward(const G& grad_x, const TokenPositions& at, Gradients& grads) const {
+    return [this, tokens = checked_backward(detail::view<2>(grad_x), at, grads), executor = at.executor, &grads] {
+      add_gradients(tokens, executor, grads);
+    };
   }
 
   /// Throws PositionError where a module cannot embed the positions; a module that is particular has its own.
@@ -88,10 +90,11 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
   using ConstView = detail::TensorView<const Scalar, 2>;
 
   /// The hooks, past the tensors.
-  void add_rows(const View& x, const TokenPositions& at) const;
-  void add_gradients(const ConstView& grad_x, const TokenPositions& at, Gradients& grads) const;
-  void check(const View& x, const TokenPositions& at) const;
-  void check_backward(const ConstView& grad_x, const TokenPositions& at, const Gradients& grads) const;
+  [[nodiscard]] Tokens<Scalar> checked(const View& x, const TokenPositions& at) const;
+  void add_rows(const Tokens<Scalar>& tokens, const Executor& executor) const;
+  [[nodiscard]] Tokens<const Scalar> checked_backward(const ConstView& grad_x, const TokenPositions& at,
+                                                      const Gradients& grads) const;
+  void add_gradients(const Tokens<const Scalar>& tokens, const Executor& executor, Gradients& grads) const;
 
   /// `rows` of a module that has them; compilers say of another what it needs, and no more.
   [[nodiscard]] auto checked_rows() const {
@@ -255,10 +258,25 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
 };
 
 template <class Derived, class Scalar, class Parameters>
-void AdditiveEmbedding<Derived, Scalar, Parameters>::add_rows(const View& x, const TokenPositions& at) const {
-  const Tokens<Scalar> tokens("mod_x", "x", x, at, derived());
+auto AdditiveEmbedding<Derived, Scalar, Parameters>::checked(const View& x, const TokenPositions& at) const
+    -> Tokens<Scalar> {
+  return Tokens<Scalar>("mod_x", "x", x, at, derived());
+}
+
+template <class Derived, class Scalar, class Parameters>
+auto AdditiveEmbedding<Derived, Scalar, Parameters>::checked_backward(const ConstView& grad_x, const TokenPositions& at,
+                                                                      const Gradients& grads) const
+    -> Tokens<const Scalar> {
+  Tokens<const Scalar> tokens("mod_x_backward", "grad_x", grad_x, at, derived());
+  this->check_gradients("mod_x_backward", grads);
+  return tokens;
+}
+
+template <class Derived, class Scalar, class Parameters>
+void AdditiveEmbedding<Derived, Scalar, Parameters>::add_rows(const Tokens<Scalar>& tokens,
+                                                              const Executor& executor) const {
   const auto find = checked_rows();
-  at.executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
+  executor.parallel_for(detail::token_blocks(tokens.locations), [&](Index index) {
     tokens.visit(index, [&](const detail::TokenBlock& block) {
       detail::TokenRows<Scalar> rows;
       find(block.positions, rows);
@@ -274,30 +292,16 @@ void AdditiveEmbedding<Derived, Scalar, Parameters>::add_rows(const View& x, con
 }
 
 template <class Derived, class Scalar, class Parameters>
-void AdditiveEmbedding<Derived, Scalar, Parameters>::add_gradients(const ConstView& grad_x, const TokenPositions& at,
-                                                                   Gradients& grads) const {
-  const Tokens<const Scalar> tokens("mod_x_backward", "grad_x", grad_x, at, derived());
-  this->check_gradients("mod_x_backward", grads);
+void AdditiveEmbedding<Derived, Scalar, Parameters>::add_gradients(const Tokens<const Scalar>& tokens,
+                                                                   const Executor& executor, Gradients& grads) const {
   if (!this->has_parameters()) return;
   auto add = derived().rows_backward();
   if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>)
-    backward_apart(tokens, add, at.executor, grads);
+    backward_apart(tokens, add, executor, grads);
   else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&, const Executor&>)
-    backward_together(tokens, add, at.executor, grads);
+    backward_together(tokens, add, executor, grads);
   else
-    backward_in_parts(tokens, add, at.executor, grads);
-}
-
-template <class Derived, class Scalar, class Parameters>
-void AdditiveEmbedding<Derived, Scalar, Parameters>::check(const View& x, const TokenPositions& at) const {
-  (void)Tokens<Scalar>("mod_x", "x", x, at, derived());
-}
-
-template <class Derived, class Scalar, class Parameters>
-void AdditiveEmbedding<Derived, Scalar, Parameters>::check_backward(const ConstView& grad_x, const TokenPositions& at,
-                                                                    const Gradients& grads) const {
-  (void)Tokens<const Scalar>("mod_x_backward", "grad_x", grad_x, at, derived());
-  this->check_gradients("mod_x_backward", grads);
+    backward_in_parts(tokens, add, executor, grads);
 }
 
 }  // namespace posbias

@@ -98,7 +98,7 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
   /// Throws ShapeError, PositionError.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    rotate(Direction::forth, "mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    plan_mod_qkv(q, k, v, at)();
   }
 
   /// Adjoint of `mod_qkv`: gradients are rotated back. The angle's own gradient at a pair that became (a, b) is
@@ -107,28 +107,31 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
             StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
                         const PairPositions& at, Gradients& grads) const {
-    backward(detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v), detail::view<3>(q),
-             detail::view<3>(k), detail::view<3>(v), at, grads);
+    plan_mod_qkv_backward(grad_q, grad_k, grad_v, q, k, v, at, grads)();
   }
 
-  /// Throws what `mod_qkv` would, and writes nothing.
+  /// `mod_qkv`, checked, to be called (see `Module`).
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
-  void check_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    check("mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+  [[nodiscard]] auto plan_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
+    return plan(Direction::forth, "mod_qkv", q, k, v, at);
   }
-  /// Throws what `mod_qkv_backward` would, and writes nothing.
+  /// `mod_qkv_backward`, checked, to be called.
   template <WritableStoredTensorOf<Scalar, 3> GQ, WritableStoredTensorOf<Scalar, 3> GK, HeadsTensor GV,
             StoredTensorOf<Scalar, 3> Q, StoredTensorOf<Scalar, 3> K, HeadsTensor V>
-  void check_mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
-                              const PairPositions& at, const Gradients& grads) const {
-    check_backward(detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v), detail::view<3>(q),
-                   detail::view<3>(k), detail::view<3>(v), at, grads);
+  [[nodiscard]] auto plan_mod_qkv_backward(GQ&& grad_q, GK&& grad_k, GV&& grad_v, const Q& q, const K& k, const V& v,
+                                           const PairPositions& at, Gradients& grads) const {
+    const ConstView values[] = {detail::view<3>(q), detail::view<3>(k)};
+    return [this,
+            both = backward_sides(detail::view<3>(grad_q), detail::view<3>(grad_k), detail::view<3>(grad_v), values[0],
+                                  values[1], detail::view<3>(v), at, grads),
+            q_view = values[0], k_view = values[1], executor = at.executor,
+            &grads] { backward(both, q_view, k_view, executor, grads); };
   }
 
   /// Rotates back.
   template <WritableStoredTensorOf<Scalar, 3> Q, WritableStoredTensorOf<Scalar, 3> K, HeadsTensor V>
   void undo_mod_qkv(Q&& q, K&& k, V&& v, const PairPositions& at = {}) const {
-    rotate(Direction::back, "undo_mod_qkv", detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at);
+    plan(Direction::back, "undo_mod_qkv", q, k, v, at)();
   }
 
  private:
@@ -181,14 +184,17 @@ class Rotary : public Module<Rotary<Scalar_>, Divide<Scalar_>> {
                                      const Shape& k, const Shape& v, const PairPositions& at,
                                      const Gradients& grads) const;
 
+  template <class Q, class K, class V>
+  [[nodiscard]] auto plan(Direction direction, std::string_view function, Q&& q, K&& k, V&& v,
+                          const PairPositions& at) const {
+    return [this, direction, both = sides(function, detail::view<3>(q), detail::view<3>(k), detail::view<3>(v), at),
+            executor = at.executor] { rotate(direction, both, executor); };
+  }
+
   /// The hooks, past the tensors.
-  void rotate(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
-              const PairPositions& at) const;
-  void backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q, const ConstView& k,
-                const Shape& v, const PairPositions& at, Gradients& grads) const;
-  void check(std::string_view hook, const View& q, const View& k, const Shape& v, const PairPositions& at) const;
-  void check_backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q, const Shape& k,
-                      const Shape& v, const PairPositions& at, const Gradients& grads) const;
+  void rotate(Direction direction, const Sides& both, const Executor& executor) const;
+  void backward(const Sides& both, const ConstView& q, const ConstView& k, const Executor& executor,
+                Gradients& grads) const;
 
   /// Rotates the heads of a block of tokens of one tensor, or of two.
   void rotate_block(Direction direction, const CheckedPositions& locations, Index index, const auto& find,
@@ -385,40 +391,24 @@ auto Rotary<Scalar>::backward_sides(const View& grad_q, const View& grad_k, cons
 }
 
 template <class Scalar>
-void Rotary<Scalar>::check(std::string_view hook, const View& q, const View& k, const Shape& v,
-                           const PairPositions& at) const {
-  (void)sides(hook, q, k, v, at);
-}
-
-template <class Scalar>
-void Rotary<Scalar>::check_backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const Shape& q,
-                                    const Shape& k, const Shape& v, const PairPositions& at,
-                                    const Gradients& grads) const {
-  (void)backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
-}
-
-template <class Scalar>
-void Rotary<Scalar>::rotate(Direction direction, std::string_view hook, const View& q, const View& k, const Shape& v,
-                            const PairPositions& at) const {
-  const Sides both = sides(hook, q, k, v, at);
+void Rotary<Scalar>::rotate(Direction direction, const Sides& both, const Executor& executor) const {
   const auto find = sinusoids_.in_call(this->parameters_.divisor());  // [sines | cosines]
   both.for_each([&](const Side& side) {
-    at.executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
+    executor.parallel_for(detail::token_blocks(side.locations), [&](Index index) {
       rotate_block(direction, side.locations, index, find, side.first, side.second ? &*side.second : nullptr);
     });
   });
 }
 
 template <class Scalar>
-void Rotary<Scalar>::backward(const View& grad_q, const View& grad_k, const Shape& grad_v, const ConstView& q,
-                              const ConstView& k, const Shape& v, const PairPositions& at, Gradients& grads) const {
-  const Sides both = backward_sides(grad_q, grad_k, grad_v, q, k, v, at, grads);
+void Rotary<Scalar>::backward(const Sides& both, const ConstView& q, const ConstView& k, const Executor& executor,
+                              Gradients& grads) const {
   const auto find = sinusoids_.in_call(this->parameters_.divisor());
   const ConstView* value = &q;
   both.for_each([&](const Side& side) {
-    backward_side(side.first, side.locations, *value, find, at.executor, grads);
+    backward_side(side.first, side.locations, *value, find, executor, grads);
     value = &k;
-    if (side.second) backward_side(*side.second, side.locations, *value, find, at.executor, grads);
+    if (side.second) backward_side(*side.second, side.locations, *value, find, executor, grads);
   });
 }
 

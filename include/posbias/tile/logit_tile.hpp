@@ -12,11 +12,9 @@
 
 #include "posbias/core/index.hpp"
 #include "posbias/core/storage.hpp"
+#include "posbias/core/write.hpp"
 
 namespace posbias {
-
-/// What a bias is added to: the logits that are there, or zeros, so that whatever is there does not matter.
-enum class Write { add, assign };
 
 /// Logits of batch entry `batch`, heads [head, head + heads), queries [query, query + queries) and keys [key, key +
 /// keys); `data` is the first of them, strides count elements.
