@@ -18,6 +18,8 @@
 #include "posbias/core/checked_positions.hpp"
 #include "posbias/core/checks.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/core/token_mask.hpp"
+#include "posbias/kernel/token_blocks.hpp"
 #include "posbias/kernel/token_rows.hpp"
 
 namespace posbias {
