@@ -120,27 +120,6 @@ TEST_CASE("a position that cannot be is named by its place among those given", "
   CHECK(message([](const CheckedPositions&) {}) == "M::hook: pos at index 3 is nan; positions must be finite");
 }
 
-TEST_CASE("flags broadcast as positions do", "[positions]") {
-  const auto flags_of = [](const TokenMask& flags) {
-    const CheckedTokenMask at({"M", "hook"}, flags, leading({2, 3}), 2);
-    std::vector<bool> values;
-    for (Index n = 0; n < 6; ++n)
-      for (Index l = 0; l < 2; ++l) values.push_back(at(n, l));
-    return values;
-  };
-  const auto listed = [](auto sizes, std::initializer_list<bool> values) {
-    Tensor<bool, std::tuple_size_v<decltype(sizes)>> tensor(sizes);
-    std::copy(values.begin(), values.end(), tensor.data());
-    return tensor;
-  };
-  using Bools = std::vector<bool>;
-  const bool T = true, F = false;
-  CHECK(flags_of(listed(std::array<Index, 3>{1, 1, 2}, {F, T})) == Bools{F, T, F, T, F, T, F, T, F, T, F, T});
-  CHECK(flags_of(listed(std::array<Index, 2>{1, 1}, {F})) == Bools{T, F, T, F, T, F, T, F, T, F, T, F});
-  CHECK(flags_of(listed(std::array<Index, 3>{2, 1, 2}, {F, T, F, F})) == Bools{F, T, F, T, F, T, F, F, F, F, F, F});
-  CHECK(flags_of(listed(std::array<Index, 2>{3, 2}, {F, T, F, F, T, F})) == Bools{F, T, F, F, T, F, F, T, F, F, T, F});
-}
-
 TEST_CASE("positions of tokens that flags leave out are not looked at", "[positions]") {
   Tensor<bool, 2> encode(2, 3);
   encode.setValues({{false, true, false}, {false, true, true}});

@@ -15,13 +15,11 @@
 
 using posbias::CheckedPairPositions;
 using posbias::CheckedPositions;
-using posbias::CheckedTokenMask;
 using posbias::Index;
 using posbias::PairPositions;
 using posbias::PositionError;
 using posbias::Positions;
 using posbias::ShapeError;
-using posbias::TokenMask;
 using posbias::detail::BatchShape;
 using posbias_test::message_of;
 
@@ -37,9 +35,6 @@ static_assert(posbias::PositionTensor<Eigen::TensorMap<const Tensor<int, 2>>>);
 static_assert(!posbias::PositionTensor<Tensor<std::int64_t, 0>> && !posbias::PositionTensor<Tensor<bool, 1>>);
 static_assert(posbias::PositionTensor<Tensor<std::int16_t, 1>> && posbias::PositionTensor<Tensor<std::uint32_t, 1>>);
 static_assert(!std::is_constructible_v<Positions, std::vector<bool>> && !std::is_constructible_v<Positions, int>);
-static_assert(std::is_constructible_v<TokenMask, Tensor<bool, 2>> &&
-              !std::is_constructible_v<TokenMask, Tensor<int, 2>>);
-static_assert(!std::is_constructible_v<TokenMask, Tensor<bool, 0>>);
 
 constexpr std::int64_t two_to_62 = std::int64_t{1} << 62;
 constexpr double infinity = std::numeric_limits<double>::infinity();
@@ -449,76 +444,4 @@ TEST_CASE("queries and keys have positions together or apart", "[positions]") {
     CHECK(message({.q = long_row}) == "M::hook: q has 3 positions for 2 tokens");
     CHECK(message({.k = long_row}) == "M::hook: k has 3 positions for 2 tokens");
   }
-}
-
-TEST_CASE("flags are right-aligned and true to the left", "[positions]") {
-  const auto flags_of = [](const TokenMask& flags, Index n, Index tokens) {
-    const CheckedTokenMask at({"M", "hook"}, flags, leading({2}), tokens);
-    std::vector<bool> values;
-    for (Index l = 0; l < tokens; ++l) values.push_back(at(n, l));
-    return values;
-  };
-  using Bools = std::vector<bool>;
-  const TokenMask none;
-  CHECK_FALSE(none.given());
-  CHECK(flags_of(none, 1, 3) == Bools{true, true, true});
-
-  const TokenMask shared = list<bool>({false, true, false});
-  CHECK(shared.given());
-  CHECK(flags_of(shared, 0, 3) == Bools{false, true, false});
-  CHECK(flags_of(shared, 1, 5) == Bools{true, true, false, true, false});
-  CHECK(flags_of(Tensor<bool, 1>(0), 0, 2) == Bools{true, true});
-
-  Tensor<bool, 2, Eigen::ColMajor> batch(2, 2);
-  batch(0, 0) = batch(1, 1) = false;
-  batch(0, 1) = batch(1, 0) = true;
-  CHECK(flags_of(batch, 0, 3) == Bools{true, false, true});
-  CHECK(flags_of(batch, 1, 3) == Bools{true, true, false});
-}
-
-TEST_CASE("flags that do not fit are refused", "[positions]") {
-  const auto message = [](const TokenMask& flags, Index tokens, std::initializer_list<Index> batch) {
-    return message_of<ShapeError>([&] { CheckedTokenMask({"M", "hook"}, flags, leading(batch), tokens); });
-  };
-  CHECK(message(list<bool>({true, true, true}), 2, {2}) == "M::hook: mask has 3 flags for 2 tokens");
-  CHECK(message(rows<bool>({{true}, {true}}), 2, {3}) == "M::hook: mask has leading dimensions (2); x has (3)");
-  CHECK(message(rows<bool>({{true}, {true}}), 2, {}) == "M::hook: mask has leading dimensions (2); x has ()");
-}
-
-TEST_CASE("blocks of tokens cover every positioned token of every batch entry once", "[positions]") {
-  constexpr Index batches = 2;
-  for (const bool shared : {true, false})
-    for (const Index tokens : {0, 1, 63, 64, 65, 131})
-      for (const Index missing : {0, 3}) {
-        Positions positions;
-        if (shared) {
-          Tensor<std::int64_t, 1> values(tokens);
-          for (Index i = 0; i < tokens; ++i) values(i) = 100 + i * i;
-          positions = values;
-        } else {
-          Tensor<std::int64_t, 2> values(batches, tokens);
-          for (Index n = 0; n < batches; ++n)
-            for (Index i = 0; i < tokens; ++i) values(n, i) = 1000000 * n + 100 + i * i;
-          positions = values;
-        }
-        const auto at = locate(positions, tokens + missing, {batches});
-        std::vector<int> seen(static_cast<std::size_t>(batches * (tokens + missing)));
-        for (Index index = 0; index < posbias::detail::token_blocks(at); ++index)
-          posbias::detail::visit_token_block(at, batches, index, [&](const posbias::detail::TokenBlock& block) {
-            CHECK(block.positions.size() <= 64);
-            CHECK_FALSE(block.positions.empty());
-            for (Index n = block.first_batch; n < block.end_batch; ++n)
-              for (std::size_t row = 0; row < block.positions.size(); ++row) {
-                const Index token = block.first_token + static_cast<Index>(row);
-                const Index i = token - missing;
-                ++seen[static_cast<std::size_t>(n * (tokens + missing) + token)];
-                const Index expected = (shared ? 0 : 1000000 * n) + 100 + i * i;
-                if (block.positions[row] != static_cast<double>(expected)) FAIL_CHECK("token " << token);
-              }
-          });
-        std::vector<int> expected(seen.size(), 1);
-        for (Index n = 0; n < batches; ++n)
-          for (Index l = 0; l < missing; ++l) expected[static_cast<std::size_t>(n * (tokens + missing) + l)] = 0;
-        CHECK(seen == expected);
-      }
 }

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Positions and flags checked against the tensors they belong to, and blocks of tokens to work on.
+/// Positions checked against the tensors they belong to.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <span>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -18,60 +16,10 @@
 #include "posbias/core/error.hpp"
 #include "posbias/core/optional_tensor.hpp"
 #include "posbias/core/positions.hpp"
+#include "posbias/core/token_mask.hpp"
 #include "posbias/core/view.hpp"
 
 namespace posbias {
-
-namespace detail {
-
-/// Which row of `given` each row of `wanted` reads, rows being counted in row-major order of (B, *): a dimension of 1, or
-/// one that is missing from the left, is for all. None if the shapes do not fit.
-[[gnu::cold]] inline std::optional<std::vector<Index>> broadcast_rows(const BatchShape& given,
-                                                                      const BatchShape& wanted) {
-  StridedShape<0> from{given};
-  Index stride = 1;
-  for (std::size_t d = given.rank; d-- > 0; stride *= given.sizes[d]) from.leading_strides[d] = stride;
-  while (from.leading.rank < wanted.rank) insert_dimension(from, 0);
-  StridedShape<0> to{wanted};
-  if (!broadcast(from, {}, to)) return std::nullopt;
-  std::vector<Index> rows(static_cast<std::size_t>(wanted.count()));
-  for (std::size_t n = 0; n < rows.size(); ++n) rows[n] = to.offset(static_cast<Index>(n));
-  return rows;
-}
-
-}  // namespace detail
-
-/// TokenMask checked against the tensor they belong to; refers to the `TokenMask` it was made from.
-class CheckedTokenMask {
- public:
-  /// Throws ShapeError.
-  CheckedTokenMask(const detail::Hook& hook, const TokenMask& flags, const detail::BatchShape& leading, Index tokens)
-      : flags_(&flags), first_(tokens - flags.count_) {
-    if (flags.count_ > tokens)
-      detail::fail<ShapeError>(hook, ": mask has ", flags.count_, " flags for ", tokens, " tokens");
-    if (all()) return;
-    std::optional<std::vector<Index>> rows = detail::broadcast_rows(flags.leading_, leading);
-    if (!rows)
-      detail::fail<ShapeError>(hook, ": mask has leading dimensions ", flags.leading_.shape(), "; x has ",
-                               leading.shape());
-    rows_ = std::move(*rows);
-  }
-
-  /// True if every flag is, because none were given.
-  [[nodiscard]] bool all() const { return !flags_->given_; }
-
-  /// The flag of a token of batch entry n; true where there is none.
-  [[nodiscard]] bool operator()(Index n, Index token) const {
-    if (token < first_ || all()) return true;
-    const Index row = rows_[static_cast<std::size_t>(n)];
-    return flags_->values_[static_cast<std::size_t>(row * flags_->count_ + token - first_)] != 0;
-  }
-
- private:
-  const TokenMask* flags_;
-  Index first_;
-  std::vector<Index> rows_;  // of each batch entry
-};
 
 /// Positions checked against the tensor they belong to: `tokens` tokens in each batch entry of shape `leading`.
 /// Owns a copy of them.
@@ -255,42 +203,4 @@ struct CheckedPairPositions {
       k;               ///< of the keys
 };
 
-namespace detail {
-
-/// A run of tokens with the same positions in a range of batch entries.
-struct TokenBlock {
-  static constexpr Index max_tokens = 32;
-  Index first_token, first_batch, end_batch;
-  std::span<const double> positions;
-};
-
-/// How many blocks `token_block` cuts the tokens into.
-inline Index token_blocks(const CheckedPositions& at) {
-  return at.rows() * ((at.count() + TokenBlock::max_tokens - 1) / TokenBlock::max_tokens);
-}
-
-/// Calls `visit(TokenBlock)` for block `index`. Shared positions come once, with all batch entries.
-template <class Visit>
-void visit_token_block(const CheckedPositions& at, Index batches, Index index, const Visit& visit) {
-  const Index row = index % at.rows();
-  const Index begin = index / at.rows() * TokenBlock::max_tokens;
-  const Index tokens = (std::min)(TokenBlock::max_tokens, at.count() - begin);
-  std::array<double, TokenBlock::max_tokens> positions;
-  for (Index i = 0; i < tokens; ++i) positions[static_cast<std::size_t>(i)] = at.real(row, begin + i);
-  visit(TokenBlock{at.first() + begin,
-                   at.shared() ? 0 : row,
-                   at.shared() ? batches : row + 1,
-                   {positions.data(), static_cast<std::size_t>(tokens)}});
-}
-
-/// Where the first token of a block is in each of its batch entries.
-template <class Scalar, int Trailing>
-std::vector<Elements<Scalar>> block_in_batches(const TensorView<Scalar, Trailing>& tokens, const TokenBlock& block) {
-  std::vector<Elements<Scalar>> result;
-  for (Index n = block.first_batch; n < block.end_batch; ++n)
-    result.push_back(tokens.batch(n) + block.first_token * tokens.strides[0]);
-  return result;
-}
-
-}  // namespace detail
 }  // namespace posbias

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// -inf as data, the logit of a hidden key: written and recognised by its bits.
+/// -inf as data, the logit of a masked key, and NaN: written and recognised by their bits.
 ///
 /// -ffast-math and -ffinite-math-only let compilers assume that no number is infinite or NaN: a comparison with infinity
 /// is folded away, and with clang an infinite constant makes the whole expression undefined. Integers are left alone.
@@ -35,6 +35,15 @@ constexpr Scalar minus_infinity() {
 template <class Scalar>
 constexpr bool is_minus_infinity(Scalar value) {
   return std::bit_cast<Bits<Scalar>>(value) == (infinity_bits<Scalar> | sign_bit<Scalar>);
+}
+
+/// Whether a value is NaN; also where compilers fold comparisons with NaN away.
+inline bool is_nan(float value) {
+#if defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(value) & 0x7fffffffU) > 0x7f800000;
+#else
+  return value != value;
+#endif
 }
 
 /// The value if it is visible, or else -inf.

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// A tensor that a call may be given or not, of a scalar known only at run time.
+/// A tensor that a call may be given or not, of a scalar known only at run time; shapes that stand for larger ones.
 #pragma once
 
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <optional>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "posbias/core/standard.hpp"
 #include "posbias/core/view.hpp"
@@ -135,6 +137,21 @@ bool broadcast(const OptionalView<0, Scalars...>& from,
   to.scalar = from.scalar;
   to.entries.data = from.entries.data;
   return !from.given() || broadcast(from.entries, repeat, to.entries);
+}
+
+/// Which row of `given` each row of `wanted` reads, rows being counted in row-major order of (B, *): a dimension of 1, or
+/// one that is missing from the left, is for all. None if the shapes do not fit.
+[[gnu::cold]] inline std::optional<std::vector<Index>> broadcast_rows(const BatchShape& given,
+                                                                      const BatchShape& wanted) {
+  StridedShape<0> from{given};
+  Index stride = 1;
+  for (std::size_t d = given.rank; d-- > 0; stride *= given.sizes[d]) from.leading_strides[d] = stride;
+  while (from.leading.rank < wanted.rank) insert_dimension(from, 0);
+  StridedShape<0> to{wanted};
+  if (!broadcast(from, {}, to)) return std::nullopt;
+  std::vector<Index> rows(static_cast<std::size_t>(wanted.count()));
+  for (std::size_t n = 0; n < rows.size(); ++n) rows[n] = to.offset(static_cast<Index>(n));
+  return rows;
 }
 
 }  // namespace detail

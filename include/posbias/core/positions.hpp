@@ -26,6 +26,7 @@
 #include "posbias/core/error.hpp"
 #include "posbias/core/executor.hpp"
 #include "posbias/core/standard.hpp"
+#include "posbias/core/token_mask.hpp"
 #include "posbias/core/view.hpp"
 
 namespace posbias {
@@ -133,33 +134,6 @@ class Positions {
   detail::BatchShape leading_;  // (B, *); rank 0 if shared by the batch
   std::vector<std::int64_t> integers_;
   std::vector<double> reals_;
-};
-
-/// A boolean per token: an Eigen tensor of rank 1 (for the whole batch) or (B, *, L). Right-aligned; tokens to the
-/// left of the first flag count as true. A copyable value that owns its flags.
-class TokenMask {
- public:
-  /// "Not given": all true.
-  TokenMask() = default;
-
-  /// Explicit flags: rank 1 for the whole batch, or (B, *, L), each of B, * possibly 1 for all.
-  template <TensorOf<bool, 1> T>
-  TokenMask(const T& tensor) : given_(true), values_(static_cast<std::size_t>(tensor.size())) {
-    const auto tokens = detail::view<1>(tensor);
-    leading_ = tokens.leading;
-    count_ = tokens.shape[0];
-    detail::for_each_row_major(tensor, [&](Index i, bool value) { values_[static_cast<std::size_t>(i)] = value; });
-  }
-
-  /// False for a default-constructed value.
-  [[nodiscard]] bool given() const { return given_; }
-
- private:
-  friend class CheckedTokenMask;
-  bool given_ = false;
-  Index count_ = 0;
-  detail::BatchShape leading_;
-  std::vector<unsigned char> values_;
 };
 
 /// What `mod_x` may be told about its tokens.

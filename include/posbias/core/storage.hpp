@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include "posbias/core/index.hpp"
+#include "posbias/core/infinity.hpp"
 
 namespace posbias::detail {
 
@@ -69,15 +70,6 @@ inline float widen(const Eigen::half& stored) {
   const std::uint32_t normal = magnitude + rebias, special = magnitude + 2 * rebias;  // 255 in the exponent
   const std::uint32_t finite = magnitude < (1U << 23) ? std::bit_cast<std::uint32_t>(subnormal) : normal;
   return std::bit_cast<float>((magnitude < (31U << 23) ? finite : special) | sign);
-}
-
-/// Whether a value is NaN; also where compilers fold comparisons with NaN away.
-inline bool is_nan(float value) {
-#if defined(_M_FP_FAST) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-  return static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(value) & 0x7fffffffU) > 0x7f800000;
-#else
-  return value != value;
-#endif
 }
 
 /// The value to round: any, or a result of arithmetic, which is no signalling NaN and saves an instruction.

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Copies of tensors: of those that a call must not change, and of those whose elements are not the scalar that computes.
+/// Copies of tensors in the scalar that computes: of tensors that a call must not change, and of tensors that are stored
+/// in 16 bits.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <list>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
+#include "posbias/core/storage.hpp"
+#include "posbias/core/tensor.hpp"
 #include "posbias/core/view.hpp"
 
 namespace posbias::detail {
@@ -46,15 +50,66 @@ void store_all(const Scalar* from, const TensorView<Scalar, 1>& rows) {
     store<Scalar>(from + n * rows.shape[0], rows.shape[0], rows.batch(n), rows.strides[0]);
 }
 
-/// Views to compute with in `Scalar`: the tensors themselves, or row-major copies of those that are stored otherwise.
+/// Row-major copies of tensors in the scalar that computes, valid as long as this object. A tensor that is given twice has
+/// one copy.
+template <class Scalar>
+class CopyTable {
+ public:
+  struct Copy {
+    TensorView<const Scalar, 1> rows;
+    std::vector<Scalar> values;
+    std::optional<TensorView<Scalar, 1>> write_to{};
+  };
+
+  Copy& copy_of(const TensorView<const Scalar, 1>& rows) {
+    for (Copy& copy : copies_)
+      if (same_tensor(copy.rows, rows)) return copy;
+    const auto count = static_cast<std::size_t>(rows.whole_shape().count());
+    Copy& copy = copies_.emplace_back(Copy{rows, std::vector<Scalar>(count)});
+    load_all<Scalar>(rows, copy.values.data());
+    return copy;
+  }
+
+  /// Rounds the copies of tensors that may be written to, to where they came from.
+  void write_back() const {
+    for (const Copy& copy : copies_)
+      if (copy.write_to) store_all<Scalar>(copy.values.data(), *copy.write_to);
+  }
+
+ private:
+  std::list<Copy> copies_;
+};
+
+/// Values in row-major order, as a tensor of this one's shape.
+template <class Scalar, TensorLike T>
+auto row_major_map(const T& tensor, Scalar* values) {
+  return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>>(values, shape_of(tensor));
+}
+
+/// Copies of tensors, to write to: changes to one show in the other, if they are of one tensor.
+class TensorCopies {
+ public:
+  /// A row-major map of the tensor's copy, valid as long as this object.
+  template <TensorLike T>
+  auto operator()(const T& tensor) {
+    const auto rows = view<1>(tensor);
+    using Scalar = std::remove_const_t<typename decltype(rows)::Scalar>;
+    return row_major_map(tensor, std::get<CopyTable<Scalar>>(tables_).copy_of(rows).values.data());
+  }
+
+ private:
+  std::tuple<CopyTable<float>, CopyTable<double>> tables_;
+};
+
+/// Views to compute with in `Scalar`: the tensors themselves, or copies of those that are stored otherwise.
 template <class Scalar>
 class NativeCopies {
  public:
-  /// The tensor, or its copy, valid as long as this object. A tensor that is given twice has one copy.
+  /// The tensor, or its copy, valid as long as this object.
   template <class S, int Trailing>
   TensorView<S, Trailing> operator()(TensorView<S, Trailing> tensor) {
     if (tensor.native()) return tensor;
-    Copy& copy = copy_of(rows_of(TensorView<const Scalar, Trailing>(tensor)));
+    auto& copy = table_.copy_of(rows_of(TensorView<const Scalar, Trailing>(tensor)));
     if constexpr (!std::is_const_v<S>) copy.write_to = rows_of(tensor);
     tensor.data = Elements<S>(copy.values.data());
     Index stride = 1;
@@ -70,69 +125,17 @@ class NativeCopies {
   }
 
   /// Rounds the copies of tensors that may be written to, to where they came from.
-  void write_back() const {
-    for (const Copy& copy : copies_)
-      if (copy.write_to) store_all<Scalar>(copy.values.data(), *copy.write_to);
-  }
+  void write_back() const { table_.write_back(); }
 
  private:
-  struct Copy {
-    TensorView<const Scalar, 1> rows;
-    std::optional<TensorView<Scalar, 1>> write_to;
-    std::vector<Scalar> values;
-  };
-
-  Copy& copy_of(const TensorView<const Scalar, 1>& rows) {
-    for (Copy& copy : copies_)
-      if (same_tensor(copy.rows, rows)) return copy;
-    Copy& copy =
-        copies_.emplace_back(Copy{rows, {}, std::vector<Scalar>(static_cast<std::size_t>(rows.whole_shape().count()))});
-    load_all<Scalar>(rows, copy.values.data());
-    return copy;
-  }
-
-  std::list<Copy> copies_;
-};
-
-/// Copies of tensors, to write to, in the scalar that computes. A tensor that is given twice has one copy: changes to one
-/// show in the other.
-class TensorCopies {
- public:
-  /// A row-major map of the tensor's copy, valid as long as this object.
-  template <TensorLike T>
-  auto operator()(const T& tensor) {
-    const auto from = view<1>(tensor);
-    using Scalar = std::remove_const_t<typename decltype(from)::Scalar>;
-    for (Copy& copy : copies_)
-      if (copy.address == from.data.address() && same_shape(copy.shape, from)) return map<Scalar>(tensor, copy);
-    Copy& copy = copies_.emplace_back(Copy{from.data.address(), from, {}});
-    copy.bytes.resize(static_cast<std::size_t>(from.whole_shape().count()) * sizeof(Scalar));
-    load_all<Scalar>(from, static_cast<Scalar*>(static_cast<void*>(copy.bytes.data())));
-    return map<Scalar>(tensor, copy);
-  }
-
- private:
-  struct Copy {
-    const void* address;
-    StridedShape<1> shape;
-    std::vector<std::byte> bytes;
-  };
-
-  template <class Scalar, class T>
-  static auto map(const T& tensor, Copy& copy) {
-    return Eigen::TensorMap<Eigen::Tensor<Scalar, Traits<T>::rank, Eigen::RowMajor>>(
-        static_cast<Scalar*>(static_cast<void*>(copy.bytes.data())), shape_of(tensor));
-  }
-
-  std::list<Copy> copies_;
+  CopyTable<Scalar> table_;
 };
 
 /// A tensor of 16 bits as a map of its copy in float; any other, and one that is only read, as it is.
 template <TensorLike T>
 decltype(auto) widened(T& tensor, NativeCopies<float>& copies) {
   if constexpr (Storage16<std::remove_pointer_t<decltype(first_element(tensor))>>)
-    return Eigen::TensorMap<Eigen::Tensor<float, Traits<T>::rank, Eigen::RowMajor>>(copies(view<1>(tensor)).data.data(),
-                                                                                    shape_of(tensor));
+    return row_major_map(tensor, copies(view<1>(tensor)).data.data());
   else
     return (tensor);
 }

@@ -10,6 +10,7 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <concepts>
+#include <cstddef>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -18,6 +19,8 @@
 #include "posbias/core/checked_positions.hpp"
 #include "posbias/core/checks.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/core/token_mask.hpp"
+#include "posbias/kernel/token_blocks.hpp"
 #include "posbias/kernel/token_rows.hpp"
 
 namespace posbias {
@@ -106,50 +109,51 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       return [](std::span<const double>, detail::TokenRows<Scalar>&) {};
   }
 
-  /// Blocks of tokens as a few parts.
-  static constexpr Index parts_of(Index blocks) { return std::min<Index>(blocks, 8); }
-  template <class Visit>
-  static void for_each_block_of(Index part, Index blocks, const Visit& visit) {
-    const Index each = (blocks + 7) / 8;
-    for (Index index = part * each; index < (std::min)(blocks, (part + 1) * each); ++index) visit(index);
-  }
-
-  /// Where a parameter belongs to one position and one feature: blocks of consecutive positions meet in none, and other
-  /// blocks only in those of the same feature.
+  /// Adds the gradients of rows by tasks that each take a range of blocks and a range of features. Where every parameter
+  /// belongs to one position and one feature, blocks of consecutive positions meet in no parameter, and other blocks only
+  /// in parameters of the same feature. Otherwise a range of blocks has gradients of its own, and they are added in order:
+  /// the ranges are the same for any number of threads.
   template <class Add>
-  void backward_apart(const Tokens<const Scalar>& tokens, const Add& add, const Executor& executor,
-                      Gradients& grads) const {
+  void backward_by_ranges(const Tokens<const Scalar>& tokens, const Add& add, const Executor& executor,
+                          Gradients& grads) const {
+    constexpr Index max_ranges = 8;
+    constexpr bool by_feature =
+        std::invocable<const Add&, std::span<const double>, Index, Index, const double*, Gradients&>;
     const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
-    const bool blocks_apart = tokens.locations.shared() && tokens.locations.consecutive();
-    const Index max_features = blocks_apart || executor.serial() ? dim : 128;
+    const bool apart = !by_feature || (tokens.locations.shared() && tokens.locations.consecutive());
+    const Index range_size = apart ? (blocks + max_ranges - 1) / max_ranges : blocks;
+    const Index ranges = apart ? (std::min)(blocks, max_ranges) : 1;
+    const Index max_features = apart || executor.serial() ? dim : 128;
     const Index slices = (dim + max_features - 1) / max_features;
-    executor.parallel_for(slices * (blocks_apart ? parts_of(blocks) : 1), [&](Index task) {
-      const Index feature = task % slices * max_features, count = (std::min)(max_features, dim - feature);
-      Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * count);
-      const auto add_block = [&](Index index) {
+    std::vector<Gradients> parts;
+    if constexpr (!by_feature) parts.assign(static_cast<std::size_t>(ranges), this->zero_gradients());
+    executor.parallel_for(slices * ranges, [&](Index task) {
+      const Index feature = task % slices * max_features, features = (std::min)(max_features, dim - feature);
+      const Index range = task / slices, begin = range * range_size, end = (std::min)(blocks, begin + range_size);
+      Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * features);
+      for (Index index = begin; index < end; ++index)
         tokens.visit(index, [&](const detail::TokenBlock& block) {
-          tokens.sum(block, feature, count, sums.data());
-          add(block.positions, feature, count, sums.data(), grads);
+          tokens.sum(block, feature, features, sums.data());
+          if constexpr (by_feature)
+            add(block.positions, feature, features, sums.data(), grads);
+          else
+            add(block.positions, sums.data(), parts[static_cast<std::size_t>(range)]);
         });
-      };
-      if (blocks_apart)
-        for_each_block_of(task / slices, blocks, add_block);
-      else
-        for (Index index = 0; index < blocks; ++index) add_block(index);
     });
+    for (const Gradients& part : parts) detail::add_gradients(part, grads);
   }
 
-  /// Where the adjoint has threads of its own: it is given some hundred tokens at once.
+  /// Adds the gradients of rows by an adjoint with threads of its own: it is given 256 tokens at once.
   template <class Add>
-  void backward_together(const Tokens<const Scalar>& tokens, Add& add, const Executor& executor,
-                         Gradients& grads) const {
-    constexpr Index together = 8;
+  void backward_by_adjoint(const Tokens<const Scalar>& tokens, Add& add, const Executor& executor,
+                           Gradients& grads) const {
+    constexpr Index max_blocks = 8;
     const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
-    Eigen::ArrayXd sums((std::min)(together, blocks) * detail::TokenBlock::max_tokens * dim);
-    for (Index begin = 0; begin < blocks; begin += together) {
+    Eigen::ArrayXd sums((std::min)(max_blocks, blocks) * detail::TokenBlock::max_tokens * dim);
+    for (Index begin = 0; begin < blocks; begin += max_blocks) {
       std::vector<double> positions;
       std::vector<Index> first;
-      for (Index index = begin; index < (std::min)(blocks, begin + together); ++index)
+      for (Index index = begin; index < (std::min)(blocks, begin + max_blocks); ++index)
         tokens.visit(index, [&](const detail::TokenBlock& block) {
           first.push_back(std::ssize(positions));
           positions.insert(positions.end(), block.positions.begin(), block.positions.end());
@@ -161,25 +165,6 @@ class AdditiveEmbedding : public Module<Derived, Parameters> {
       });
       add(positions, sums.data(), grads, executor);
     }
-  }
-
-  /// Where parameters belong to all positions: a few sums, each over some blocks and by one thread, are added up in
-  /// order, the same for any number of threads.
-  template <class Add>
-  void backward_in_parts(const Tokens<const Scalar>& tokens, const Add& add, const Executor& executor,
-                         Gradients& grads) const {
-    const Index blocks = detail::token_blocks(tokens.locations), dim = derived().dim();
-    std::vector<Gradients> parts(static_cast<std::size_t>(parts_of(blocks)), this->zero_gradients());
-    executor.parallel_for(std::ssize(parts), [&](Index part) {
-      Eigen::ArrayXd sums(detail::TokenBlock::max_tokens * dim);
-      for_each_block_of(part, blocks, [&](Index index) {
-        tokens.visit(index, [&](const detail::TokenBlock& block) {
-          tokens.sum(block, 0, dim, sums.data());
-          add(block.positions, sums.data(), parts[static_cast<std::size_t>(part)]);
-        });
-      });
-    });
-    for (const Gradients& part : parts) detail::add_gradients(part, grads);
   }
 
   /// Adds a row to tokens. Two at a time, processors fetch them side by side; more would be too many streams.
@@ -296,12 +281,10 @@ void AdditiveEmbedding<Derived, Scalar, Parameters>::add_gradients(const Tokens<
                                                                    const Executor& executor, Gradients& grads) const {
   if (!this->has_parameters()) return;
   auto add = derived().rows_backward();
-  if constexpr (std::invocable<decltype(add), std::span<const double>, Index, Index, const double*, Gradients&>)
-    backward_apart(tokens, add, executor, grads);
-  else if constexpr (std::invocable<decltype(add), std::span<const double>, const double*, Gradients&, const Executor&>)
-    backward_together(tokens, add, executor, grads);
+  if constexpr (std::invocable<decltype(add)&, std::span<const double>, const double*, Gradients&, const Executor&>)
+    backward_by_adjoint(tokens, add, executor, grads);
   else
-    backward_in_parts(tokens, add, executor, grads);
+    backward_by_ranges(tokens, add, executor, grads);
 }
 
 }  // namespace posbias

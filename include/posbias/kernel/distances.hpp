@@ -31,7 +31,7 @@ struct DistanceBlock {
 /// Those that ascend by equal steps come as two runs a block, one of either sign.
 template <class Visit>
 void for_each_distance_block(std::span<const double> relative, const Visit& visit) {
-  constexpr std::size_t most = 128;
+  constexpr std::size_t max_distances = 128;
   std::vector<std::pair<double, Index>> order(relative.size());  // distance, column
   for (std::size_t c = 0; c < order.size(); ++c) order[c] = {std::abs(relative[c]), static_cast<Index>(c)};
   std::sort(order.data(), order.data() + order.size());
@@ -47,7 +47,7 @@ void for_each_distance_block(std::span<const double> relative, const Visit& visi
   for (const auto& entry : order) {
     const Index column = entry.second;
     const bool is_new = distances.empty() || distances.back() != entry.first;
-    if (is_new && distances.size() == most) hand_out();
+    if (is_new && distances.size() == max_distances) hand_out();
     if (is_new) distances.push_back(entry.first);
     const ColumnRun start{static_cast<Index>(distances.size()) - 1, column, 1,
                           relative[static_cast<std::size_t>(column)] < 0 ? -1 : 1};

@@ -7,7 +7,8 @@
 #include <array>
 #include <cstddef>
 
-#include "posbias/core/checked_positions.hpp"
+#include "posbias/core/index.hpp"
+#include "posbias/kernel/token_blocks.hpp"
 
 namespace posbias::detail {
 

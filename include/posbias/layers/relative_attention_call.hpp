@@ -126,12 +126,12 @@ struct RelativeAttentionParameters {
 /// Relative positions, key minus query: integers (B, *, L1, L2, n_coordinates), or none. B, * and L1 may be 1 for all.
 using RelativePositions = OptionalTensor<int, long, long long>;
 
-/// TokenMask (B, *, L1, L2), or none. B, * and L1 may be 1 for all.
+/// Flags of pairs (B, *, L1, L2), or none. B, * and L1 may be 1 for all.
 using PairFlags = OptionalTensor<bool>;
 
 namespace detail {
 
-/// TokenMask of pairs, if there are any, as (L1, L2). Throws ShapeError.
+/// Flags of pairs, if there are any, as (L1, L2). Throws ShapeError.
 inline OptionalView<2, bool> fit_pairs(const Hook& hook, const PairFlags& flags, const BatchShape& leading,
                                        Index queries, Index keys) {
   OptionalView<2, bool> result;

@@ -42,6 +42,7 @@
 #include "posbias/kernel/divide.hpp"
 #include "posbias/kernel/pair_rotation.hpp"
 #include "posbias/kernel/product.hpp"
+#include "posbias/kernel/token_blocks.hpp"
 
 namespace posbias {
 
