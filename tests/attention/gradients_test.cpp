@@ -2,7 +2,8 @@
 /// \file
 /// `attention_backward` to gradients by name is `attention_backward` to the same tensors in order.
 #include <algorithm>
-#include <array>
+#include <cstdint>
+#include <iterator>
 #include <posbias/posbias.hpp>
 #include <string>
 #include <tuple>
@@ -32,7 +33,7 @@ struct Call {
   AttentionOptions options{.causal = true, .at = {.q = Positions::range(2)}};
 
   Call() {
-    Index seed = 0;
+    std::uint64_t seed = 0;
     for (auto* tensor : {&q, &k, &v, &grad_out}) {
       const std::vector<S> values = posbias_test::numbers<S>(tensor->size(), ++seed);
       std::transform(values.begin(), values.end(), tensor->data(), [](S value) { return static_cast<Stored>(value); });
