@@ -28,10 +28,10 @@ class Exponential {
   /// subtracted, and is nothing beside the others.
   static Lane<Scalar> clamped(const Lane<Scalar>& x) {
     // g++ 12 warns of uninitialised values in Eigen's exponential of eight doubles.
-    constexpr Index together = std::is_same_v<Scalar, float> ? 16 : 4;
+    constexpr Index width = std::is_same_v<Scalar, float> ? 16 : 4;
     Lane<Scalar> result;
-    for (Index i = 0; i < lanes<Scalar>; i += together)
-      result.template segment<together>(i) = (x.template segment<together>(i).max)(lowest).exp();
+    for (Index i = 0; i < lanes<Scalar>; i += width)
+      result.template segment<width>(i) = (x.template segment<width>(i).max)(lowest).exp();
     return result;
   }
 

@@ -68,7 +68,8 @@ class LinearHeads {
         bias_(heads * width()) {
     for (Index h = 0; h < heads; ++h) {
       const Scalar* first = linear.weight.data() + h * features_ * inputs_;
-      panels_.push_back(pack(MatrixView<Scalar>{first, 1, inputs_}, inputs_, features_, weights_.data() + h * head_size_));
+      panels_.push_back(
+          pack(MatrixView<Scalar>{first, 1, inputs_}, inputs_, features_, weights_.data() + h * head_size_));
       std::copy_n(linear.bias.data() + h * features_, features_, bias_.data() + h * width());
     }
   }
@@ -101,12 +102,13 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
   };
 
   Workspace<Scalar> packed(packed_size<Scalar>(outputs, inputs));
-  const PackedMatrix<Scalar> weight = pack(MatrixView<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
+  const PackedMatrix<Scalar> weight =
+      pack(MatrixView<Scalar>{linear.weight.data(), inputs, 1}, outputs, inputs, packed.data());
   executor.parallel_for((tokens + block - 1) / block, [&](Index task) {
     const Index first = task * block, count = (std::min)(block, tokens - first);
     Workspace<Scalar> product(count * width);
-    multiply<Accumulate::overwrite>(count, inputs, outputs, MatrixView<Scalar>{grad_y + first * outputs, outputs, 1}, weight,
-                         product.data(), width);
+    multiply<Accumulate::overwrite>(count, inputs, outputs, MatrixView<Scalar>{grad_y + first * outputs, outputs, 1},
+                                    weight, product.data(), width);
     for (Index i = 0; i < count; ++i) {
       Scalar* to = features_of(grad_x, first + i);
       for (Index d = 0; d < inputs; ++d) to[d * grad_x.strides[1]] += product.data()[i * width + d];
@@ -127,7 +129,8 @@ void linear_backward(const Linear<Scalar>& linear, const TensorView<const Scalar
       }
       const Scalar* gradient = grad_y + first * outputs + first_output;
       multiply_annihilating<Accumulate::overwrite>(rows, inputs, count, MatrixView<Scalar>{gradient, 1, outputs},
-                                        PackedMatrix<Scalar>::of_rows(x_rows.data(), width), product.data(), width);
+                                                   PackedMatrix<Scalar>::of_rows(x_rows.data(), width), product.data(),
+                                                   width);
       weight_sums += Eigen::Map<const Values>(product.data(), rows * width).template cast<double>();
       for (Index i = 0; i < count; ++i)
         bias_sums += Eigen::Map<const Values>(gradient + i * outputs, rows).template cast<double>();

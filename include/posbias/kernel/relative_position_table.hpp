@@ -56,7 +56,7 @@ struct GroupedLinear {
     for (Index g = 0; g < groups(); ++g) {
       const auto panels = pack(MatrixView<Scalar>{group(weight, g), outputs(), 1}, inputs(), outputs(), packed.data());
       executor.parallel_for(blocks, [&](Index block) {
-        const Index begin = block * together, rows = (std::min)(together, count - begin);
+        const Index begin = block * rows_per_task, rows = (std::min)(rows_per_task, count - begin);
         Workspace<Scalar> product(rows * width);
         for (Index i = 0; i < rows; ++i) std::copy_n(&bias(g, 0), outputs(), product.data() + i * width);
         const MatrixView<Scalar> from{x.data() + (first + begin) * x.dimension(1) + g * inputs(), x.dimension(1), 1};
@@ -72,7 +72,7 @@ struct GroupedLinear {
   void backward(const ParameterTensor<Scalar, 2>& x, Index first, Index count, const double* grad_y,
                 GroupedLinear& grads, ParameterTensor<Scalar, 2>* grad_x, const Executor& executor) const {
     using namespace detail;
-    constexpr Index most = 64;
+    constexpr Index max_sum = 64;
     const Index width = round_up_to_lanes<Scalar>(outputs()), x_width = round_up_to_lanes<Scalar>(inputs());
     Workspace<Scalar> by_row(packed_size<Scalar>(count, outputs())),
         by_output(packed_size<Scalar>(outputs(), inputs()));
@@ -92,13 +92,13 @@ struct GroupedLinear {
       const PackedMatrix<Scalar> gradients = pack(gradient, count, outputs(), by_row.data());
       const Scalar* rows_of_x = x.data() + first * x.dimension(1) + g * inputs();
       executor.parallel_for(blocks_of(inputs()), [&](Index block) {
-        const Index begin = block * together, rows = (std::min)(together, inputs() - begin);
+        const Index begin = block * rows_per_task, rows = (std::min)(rows_per_task, inputs() - begin);
         Workspace<Scalar> product(rows * width);
         std::vector<double> sums(static_cast<std::size_t>(rows * width));
-        for (Index i = 0; i < count; i += most) {
+        for (Index i = 0; i < count; i += max_sum) {
           const MatrixView<Scalar> columns{rows_of_x + i * x.dimension(1) + begin, 1, x.dimension(1)};
-          multiply<Accumulate::overwrite>(rows, outputs(), (std::min)(most, count - i), columns, gradients.from(i, 0),
-                                          product.data(), width);
+          multiply<Accumulate::overwrite>(rows, outputs(), (std::min)(max_sum, count - i), columns,
+                                          gradients.from(i, 0), product.data(), width);
           for (std::size_t s = 0; s < sums.size(); ++s) sums[s] += static_cast<double>(product.data()[s]);
         }
         for (Index d = 0; d < rows; ++d)
@@ -109,7 +109,7 @@ struct GroupedLinear {
       const PackedMatrix<Scalar> transposed =
           pack(MatrixView<Scalar>{group(weight, g), 1, outputs()}, outputs(), inputs(), by_output.data());
       executor.parallel_for(blocks_of(count), [&](Index block) {
-        const Index begin = block * together, rows = (std::min)(together, count - begin);
+        const Index begin = block * rows_per_task, rows = (std::min)(rows_per_task, count - begin);
         Workspace<Scalar> product(rows * x_width);
         multiply<Accumulate::overwrite>(rows, inputs(), outputs(), gradient.from_row(begin), transposed, product.data(),
                                         x_width);
@@ -121,9 +121,9 @@ struct GroupedLinear {
   }
 
  private:
-  static constexpr Index together = 32;  // rows of a task
+  static constexpr Index rows_per_task = 32;
 
-  [[nodiscard]] static Index blocks_of(Index rows) { return (rows + together - 1) / together; }
+  [[nodiscard]] static Index blocks_of(Index rows) { return (rows + rows_per_task - 1) / rows_per_task; }
   [[nodiscard]] static const Scalar* group(const ParameterTensor<Scalar, 3>& weight, Index g) {
     return weight.data() + g * weight.dimension(1) * weight.dimension(2);
   }

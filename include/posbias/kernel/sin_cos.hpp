@@ -87,15 +87,15 @@ class SinCos {
   /// Columns of sines and cosines.
   template <class Scalar>
   [[nodiscard]] SinusoidColumns<Scalar> make(std::span<const double> positions) const {
-    constexpr std::size_t together = lanes<Scalar>;
+    constexpr std::size_t block_size = lanes<Scalar>;
     const std::size_t pairs = frequencies_.size();
     SinusoidColumns<Scalar> result;
     result.stride = round_up_to_lanes<Scalar>(static_cast<Index>(positions.size()));
     result.sines.resize(pairs * static_cast<std::size_t>(result.stride));
     result.cosines.resize(result.sines.size());
-    std::vector<Scalar> rows(together * 2 * pairs);
-    for (std::size_t first = 0; first < positions.size(); first += together) {
-      const auto some = positions.subspan(first, (std::min)(together, positions.size() - first));
+    std::vector<Scalar> rows(block_size * 2 * pairs);
+    for (std::size_t first = 0; first < positions.size(); first += block_size) {
+      const auto some = positions.subspan(first, (std::min)(block_size, positions.size() - first));
       fill_rows(some, SinusoidLayout::half, rows.data());
       for (std::size_t f = 0; f < pairs; ++f)
         for (std::size_t c = 0; c < some.size(); ++c) {
@@ -153,12 +153,12 @@ class SinCos {
 
   /// Rows of 0, unit, ..., 15·unit, by the same trick.
   [[nodiscard]] Row digits(double unit) const {
-    constexpr Index few = 4;
+    constexpr Index step = 4;
     Row rows(static_cast<Index>(radix) * width());
     for (Index digit = 0; digit < static_cast<Index>(radix); ++digit) {
       double* row = rows.data() + digit * width();
-      const Index rest = digit % few;
-      if (rest == 0 || digit < few)
+      const Index rest = digit % step;
+      if (rest == 0 || digit < step)
         fill_directly(static_cast<double>(digit) * unit, row);
       else
         multiply<SinusoidLayout::half>(row - rest * width(), rows.data() + rest * width(), row);

@@ -10,31 +10,23 @@
 #include <vector>
 
 #include "posbias/core/index.hpp"
+#include "posbias/tile/offset_index.hpp"
 
 namespace posbias::detail {
 
-/// Keys [key, key + count) of a query read entries [entry, entry + count), or all of them `entry`.
-struct OffsetRun {
-  Index query, key, entry, count;
-  bool same = false;
-
-  /// How many entries it reads.
-  [[nodiscard]] Index width() const { return same ? 1 : count; }
-};
-
-/// Neighbouring entries, and the runs that read them; entries of runs are counted from `begin`.
+/// Neighbouring entries, and the spans that read them; entries of spans are counted from `begin`.
 struct OffsetBand {
   Index begin, end;
-  std::vector<OffsetRun> runs;
+  std::vector<OffsetSpan> spans;
 
   [[nodiscard]] Index width() const { return end - begin; }
 };
 
-/// The entries that runs read, ascending, without those in wide gaps between.
-inline std::vector<OffsetBand> bands_of(std::span<const OffsetRun> runs) {
+/// The entries that spans read, ascending, without those in wide gaps between.
+inline std::vector<OffsetBand> bands_of(std::span<const OffsetSpan> spans) {
   constexpr Index max_entries = 1024, wide_gap = 64;
   std::vector<std::pair<Index, Index>> ranges;  // of entries: begin, end
-  for (const OffsetRun& run : runs) ranges.emplace_back(run.entry, run.entry + run.width());
+  for (const OffsetSpan& span : spans) ranges.emplace_back(span.entry, span.entry + span.width());
   std::sort(ranges.begin(), ranges.end());
   std::vector<OffsetBand> bands;
   for (auto [begin, end] : ranges) {
@@ -45,13 +37,13 @@ inline std::vector<OffsetBand> bands_of(std::span<const OffsetRun> runs) {
     }
     for (; begin < end; begin += max_entries) bands.push_back({begin, (std::min)(begin + max_entries, end), {}});
   }
-  for (const OffsetRun& run : runs) {
-    auto band = std::upper_bound(bands.begin(), bands.end(), run.entry,
+  for (const OffsetSpan& span : spans) {
+    auto band = std::upper_bound(bands.begin(), bands.end(), span.entry,
                                  [](Index entry, const OffsetBand& s) { return entry < s.end; });
-    for (Index done = 0; done < run.count; ++band) {
-      const Index entry = run.entry + (run.same ? 0 : done);
-      const Index count = run.same ? run.count : (std::min)(run.count - done, band->end - entry);
-      band->runs.push_back({run.query, run.key + done, entry - band->begin, count, run.same});
+    for (Index done = 0; done < span.count; ++band) {
+      const Index entry = span.entry + (span.same ? 0 : done);
+      const Index count = span.same ? span.count : (std::min)(span.count - done, band->end - entry);
+      band->spans.push_back({span.query, span.key + done, entry - band->begin, count, span.same});
       done += count;
     }
   }

@@ -28,9 +28,14 @@
 
 namespace posbias::detail {
 
-/// Keys [key, key + count) of a query read entries [entry, entry + count); query and key are counted within a tile.
+/// Keys [key, key + count) of a query read entries [entry, entry + count), or all of them `entry`, where offsets are clamped.
+/// Query and key are counted within a tile.
 struct OffsetSpan {
   Index query, key, entry, count;
+  bool same = false;
+
+  /// How many entries it reads.
+  [[nodiscard]] Index width() const { return same ? 1 : count; }
 };
 
 /// The entries of an attention. Owns all it knows.
@@ -205,7 +210,7 @@ class OffsetIndex {
   std::int64_t lowest_ = 0;  // relative position of the first
   PositionRuns queries_, keys_, joined_keys_;
   std::vector<std::int64_t> places_;  // of all keys, counted from the first of their row, if some are not in runs
-  // Columns of differences:
+  // Entries of differences:
   OffsetHash entry_of_;
 };
 

@@ -149,20 +149,21 @@ class ProjectedBias {
   /// Fewer queries in a block leave fewer entries that only some of them read, more share what is done once a block.
   template <class S, class Visit>
   void for_each_block(const LogitTile<S>& tile, Index max_queries, const Visit& visit) const {
-    std::vector<detail::OffsetRun> runs;
+    std::vector<detail::OffsetSpan> spans;
     const auto hand_out = [&](std::span<const double> relative, const Scalar* r, Index stride) {
-      if (runs.empty()) return;
-      const Index first = runs.front().query;
-      visit(Block{first, runs.back().query + 1 - first, runs.front().key, detail::bands_of(runs), relative, r, stride});
-      runs.clear();
+      if (spans.empty()) return;
+      const Index first = spans.front().query;
+      visit(Block{first, spans.back().query + 1 - first, spans.front().key, detail::bands_of(spans), relative, r,
+                  stride});
+      spans.clear();
     };
     if (index_.indexed()) {
-      const auto hand_out_columns = [&] { hand_out(relative(), projected_.data(), stride_); };
+      const auto hand_out_entries = [&] { hand_out(relative(), projected_.data(), stride_); };
       index_.for_each_span(tile, [&](const detail::OffsetSpan& span) {
-        if (!runs.empty() && span.query >= runs.front().query + max_queries) hand_out_columns();
-        add_runs(span, runs);
+        if (!spans.empty() && span.query >= spans.front().query + max_queries) hand_out_entries();
+        add_clamped(span, spans);
       });
-      hand_out_columns();
+      hand_out_entries();
     } else {
       // Each row has entries of its own, ascending as if it were alone: sums then run in the same order.
       std::vector<double> own;
@@ -172,8 +173,8 @@ class ProjectedBias {
         std::sort(own.begin(), own.end());
         own.erase(std::unique(own.begin(), own.end()), own.end());
         for (std::size_t j = 0; j < relative.size(); ++j)
-          runs.push_back({i, first_key + static_cast<Index>(j),
-                          std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
+          spans.push_back({i, first_key + static_cast<Index>(j),
+                           std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
         const Index stride = stride_of(own);
         r.assign(static_cast<std::size_t>(dim() * stride), 0);
         bias_->project(own, r.data(), stride, Executor());
@@ -182,27 +183,28 @@ class ProjectedBias {
     }
   }
 
-  /// Columns before the first that differs are read as the first, those behind the last as the last.
-  void add_runs(const detail::OffsetSpan& span, std::vector<detail::OffsetRun>& runs) const {
+  /// Entries before the first that differs are read as the first, those behind the last as the last.
+  void add_clamped(const detail::OffsetSpan& span, std::vector<detail::OffsetSpan>& spans) const {
     const Index before = std::clamp<Index>(first_entry_ - span.entry, 0, span.count);
     const Index behind = std::clamp<Index>(span.entry + span.count - 1 - last_entry_, 0, span.count - before);
     const Index between = span.count - before - behind;
-    if (before > 0) runs.push_back({span.query, span.key, 0, before, true});
-    if (between > 0) runs.push_back({span.query, span.key + before, span.entry + before - first_entry_, between});
-    if (behind > 0) runs.push_back({span.query, span.key + before + between, last_entry_ - first_entry_, behind, true});
+    if (before > 0) spans.push_back({span.query, span.key, 0, before, true});
+    if (between > 0) spans.push_back({span.query, span.key + before, span.entry + before - first_entry_, between});
+    if (behind > 0)
+      spans.push_back({span.query, span.key + before + between, last_entry_ - first_entry_, behind, true});
   }
 
-  static void write(const detail::OffsetRun& run, const Scalar* values, Scalar* row) {
-    if (run.same)
-      std::fill_n(row, run.count, *values);
+  static void write(const detail::OffsetSpan& span, const Scalar* values, Scalar* row) {
+    if (span.same)
+      std::fill_n(row, span.count, *values);
     else
-      std::copy_n(values, run.count, row);
+      std::copy_n(values, span.count, row);
   }
-  static void add(const detail::OffsetRun& run, const Scalar* values, Scalar* row) {
-    if (run.same)
-      Eigen::Map<Values>(row, run.count) += *values;
+  static void add(const detail::OffsetSpan& span, const Scalar* values, Scalar* row) {
+    if (span.same)
+      Eigen::Map<Values>(row, span.count) += *values;
     else
-      detail::add_values(values, run.count, row, 1);
+      detail::add_values(values, span.count, row, 1);
   }
 
   /// Adds the rows of a block, `tile.keys` apart, where keys lie apart: query by query in memory.
@@ -249,14 +251,14 @@ class ProjectedBias {
         const Index width = detail::round_up_to_lanes<Scalar>(band.width());
         gradient.make_room(block.queries * width);
         std::fill_n(gradient.data(), block.queries * width, Scalar(0));
-        for (const detail::OffsetRun& run : band.runs) {
-          const Index query = run.query - block.first_query;
-          const Scalar* logits = side_by_side.row(0, query) + run.key;
-          Scalar* row = gradient.data() + query * width + run.entry;
-          if (run.same)
-            *row += static_cast<Scalar>(detail::sum_in_double(logits, run.count));
+        for (const detail::OffsetSpan& span : band.spans) {
+          const Index query = span.query - block.first_query;
+          const Scalar* logits = side_by_side.row(0, query) + span.key;
+          Scalar* row = gradient.data() + query * width + span.entry;
+          if (span.same)
+            *row += static_cast<Scalar>(detail::sum_in_double(logits, span.count));
           else
-            for (Index j = 0; j < run.count; ++j) row[j] += logits[j];
+            for (Index j = 0; j < span.count; ++j) row[j] += logits[j];
         }
         add_to_content(block.queries, band.width(), gradient.data(), width, r_by_column.from(band.begin, 0),
                        grad_content.data(), features);
@@ -411,13 +413,13 @@ void ProjectedBias<Bias>::add_to(const LogitTile<Scalar>& tile) const {
             detail::PackedMatrix<Scalar>::of_rows(block.r + first_row(tile, h) * block.stride + band.begin,
                                                   block.stride),
             product.data(), width);
-        for (const detail::OffsetRun& run : band.runs) {
-          const Index query = run.query - block.first_query;
-          const Scalar* values = product.data() + query * width + run.entry;
+        for (const detail::OffsetSpan& span : band.spans) {
+          const Index query = span.query - block.first_query;
+          const Scalar* values = product.data() + query * width + span.entry;
           if (aside)
-            write(run, values, rows.data() + query * tile.keys + run.key);
+            write(span, values, rows.data() + query * tile.keys + span.key);
           else
-            add(run, values, tile.row(h, run.query) + run.key);
+            add(span, values, tile.row(h, span.query) + span.key);
         }
       }
       if (aside) add_aside(tile, block, h, rows.data());
