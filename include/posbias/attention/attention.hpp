@@ -73,9 +73,10 @@ void attend(Out& out, const Q& q, const K& k, const V& v, const M& module, const
   const AttentionCall<Scalar> call({view<3>(q), view<3>(k), view<3>(v)}, options, results.out, log_sum_exp);
   if (log_sum_exp != nullptr) results.log_sum_exp = *log_sum_exp;
   with_modified(module, q, k, v, call.at(), [&](const auto& q_, const auto& k_, const auto& v_) {
+    // A TabulatedBias, say, of RelativeBias::prepare: the module is evaluated here, tiles only read what it said.
     const auto prepared = module.prepare(q_, k_, call.at());
-    const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> bias(prepared);
-    call.forward({view<3>(q_), view<3>(k_), view<3>(v_)}, bias, results);
+    const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> term(prepared);
+    call.forward({view<3>(q_), view<3>(k_), view<3>(v_)}, term, results);
   });
 }
 
@@ -95,7 +96,7 @@ void attend_backward(const AttentionInputs<std::type_identity_t<Scalar>>& to, GQ
 
   with_modified(module, q, k, v, call.at(), [&](const auto& q_, const auto& k_, const auto& v_) {
     const auto prepared = module.prepare(q_, k_, call.at());
-    const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> bias(prepared);
+    const PreparedTerm<Scalar, std::remove_const_t<decltype(prepared)>> term(prepared);
     fill_zero(view<3>(grad_q));
     fill_zero(view<3>(grad_k));
     fill_zero(view<3>(grad_v));
@@ -105,7 +106,7 @@ void attend_backward(const AttentionInputs<std::type_identity_t<Scalar>>& to, GQ
       gradients.q = view<3>(to_q);
       gradients.k = view<3>(to_k);
       gradients.v = view<3>(to_v);
-      call.backward({view<3>(q_), view<3>(k_), view<3>(v_)}, bias, adjoint, gradients);
+      call.backward({view<3>(q_), view<3>(k_), view<3>(v_)}, term, adjoint, gradients);
       prepared.finish(sums, grads);
       module.mod_qkv_backward(to_q, to_k, to_v, q_, k_, v_, call.at(), grads);
     };

@@ -51,9 +51,9 @@ class AttentionCall {
   [[nodiscard]] const PairPositions& at() const { return at_; }
 
   /// `attention_forward` of q, k and v as `mod_qkv` left them.
-  void forward(const Inputs& modified, const LogitTerm<Scalar>& bias, const AttentionResults<Scalar>& results) const;
+  void forward(const Inputs& modified, const LogitTerm<Scalar>& term, const AttentionResults<Scalar>& results) const;
   /// `attention_backward`.
-  void backward(const Inputs& modified, const LogitTerm<Scalar>& bias, LogitAdjoint<Scalar>& adjoint,
+  void backward(const Inputs& modified, const LogitTerm<Scalar>& term, LogitAdjoint<Scalar>& adjoint,
                 const BackwardViews<Scalar>& gradients) const;
 
  private:
@@ -67,7 +67,7 @@ class AttentionCall {
                                                 const AttentionInputs<Scalar>& grads, const View& grad_out,
                                                 const View& out, const TensorView<const Scalar, 2>* log_sum_exp);
 
-  [[nodiscard]] AttentionTiles<Scalar> tiles(const Inputs& modified, const LogitTerm<Scalar>& bias) const;
+  [[nodiscard]] AttentionTiles<Scalar> tiles(const Inputs& modified, const LogitTerm<Scalar>& term) const;
 
   AttentionShape shape_;
   Scalar scale_;
@@ -165,20 +165,20 @@ AttentionCall<Scalar>::AttentionCall(std::string_view function, const Inputs& in
 }
 
 template <class Scalar>
-AttentionTiles<Scalar> AttentionCall<Scalar>::tiles(const Inputs& modified, const LogitTerm<Scalar>& bias) const {
-  return {modified.q, modified.k, modified.v, scale_, bias, mask_, causal_};
+AttentionTiles<Scalar> AttentionCall<Scalar>::tiles(const Inputs& modified, const LogitTerm<Scalar>& term) const {
+  return {modified.q, modified.k, modified.v, scale_, term, mask_, causal_};
 }
 
 template <class Scalar>
-void AttentionCall<Scalar>::forward(const Inputs& modified, const LogitTerm<Scalar>& bias,
+void AttentionCall<Scalar>::forward(const Inputs& modified, const LogitTerm<Scalar>& term,
                                     const AttentionResults<Scalar>& results) const {
-  attention_forward<Scalar>(tiles(modified, bias), results, at_.executor);
+  attention_forward<Scalar>(tiles(modified, term), results, at_.executor);
 }
 
 template <class Scalar>
-void AttentionCall<Scalar>::backward(const Inputs& modified, const LogitTerm<Scalar>& bias,
+void AttentionCall<Scalar>::backward(const Inputs& modified, const LogitTerm<Scalar>& term,
                                      LogitAdjoint<Scalar>& adjoint, const BackwardViews<Scalar>& gradients) const {
-  attention_backward<Scalar>(tiles(modified, bias), gradients, adjoint, at_.executor);
+  attention_backward<Scalar>(tiles(modified, term), gradients, adjoint, at_.executor);
 }
 
 }  // namespace detail

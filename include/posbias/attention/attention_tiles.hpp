@@ -29,7 +29,7 @@ struct QueryBlock {
 };
 
 /// q (B, *, L1, NH, H), k and v (B, *, L2, NHk, H or Hv) as `mod_qkv` left them, and all that makes logits of them.
-/// Refers to the bias, which must outlive it.
+/// Refers to the term, which must outlive it.
 template <class Scalar>
 class AttentionTiles {
  public:
@@ -39,7 +39,7 @@ class AttentionTiles {
 
   const View q, k, v;
   const Scalar scale;
-  const LogitTerm<Scalar>& bias;
+  const LogitTerm<Scalar>& term;
   const MaskTerm mask;
   const std::optional<CausalVisibility> causal;
 
@@ -99,9 +99,9 @@ class AttentionTiles {
     tile.key_stride = 1;  // as in all tiles here, but so that compilers see it
     multiply<Accumulate::overwrite>(tile.queries, tile.keys, features(), MatrixView<Scalar>{scaled_q, features(), 1},
                                     k_by_feature, tile.data, tile.query_stride);
-    bias.add_to(tile);
-    bool hides = bias.hides();
-    if (hides) bias.hide(tile);
+    term.add_to(tile);  // virtual: of a TabulatedBias, a ProjectedBias, ...
+    bool hides = term.hides();
+    if (hides) term.hide(tile);
     hides |= mask.add_to(tile);
     if (causal) hides |= causal->apply(tile);
     for (Index i = 0; i < tile.queries; ++i)

@@ -2,8 +2,8 @@
 /// \file
 /// Family base of the biases that depend on the relative position only: mask(h, i, j) += b_h(pos_k(j) - pos_q(i)).
 ///
-/// The base checks shapes and positions and leaves where each value stands to `TabulatedBias`; a module says
-/// what the values are.
+/// The base checks shapes and positions. `TabulatedBias` maps each logit to its offset; the module computes the value of an
+/// offset.
 #pragma once
 
 #include <algorithm>

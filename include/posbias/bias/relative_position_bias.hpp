@@ -69,11 +69,12 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
     return repeated<3>(batch, q_len, k_len, step);
   }
 
-  /// The bias (heads, relative.size()) of some heads at key minus query positions, which are integers.
+  /// The bias (heads, relative.size()) of some heads at key minus query positions, which are integers. `TabulatedBias` asks
+  /// for it, once for each distinct offset of a call.
   void evaluate(std::span<const double> relative, Index head, Index heads, Scalar* values) const {
     const auto& weight = this->parameters_.weight;
     const auto count = static_cast<Index>(relative.size());
-    for_each_run(relative, [&](Index bucket, Index begin, Index end) {
+    for_each_bucket_range(relative, [&](Index bucket, Index begin, Index end) {
       for (Index h = 0; h < heads; ++h)
         std::fill(values + h * count + begin, values + h * count + end, weight(bucket, head + h));
     });
@@ -84,7 +85,7 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
                          Gradients& grads) const {
     const auto count = static_cast<Index>(relative.size());
     std::vector<double> sums(static_cast<std::size_t>(options_.num_buckets * heads));
-    for_each_run(relative, [&](Index bucket, Index begin, Index end) {
+    for_each_bucket_range(relative, [&](Index bucket, Index begin, Index end) {
       for (Index h = 0; h < heads; ++h)
         for (Index d = begin; d < end; ++d)
           sums[static_cast<std::size_t>(bucket * heads + h)] += grad_values[h * count + d];
@@ -97,7 +98,7 @@ class RelativePositionBias : public RelativeBias<RelativePositionBias<Scalar>, S
  private:
   /// Calls `visit(bucket, begin, end)` for neighbours that share a bucket, which most do where positions ascend.
   template <class Visit>
-  void for_each_run(std::span<const double> relative, const Visit& visit) const {
+  void for_each_bucket_range(std::span<const double> relative, const Visit& visit) const {
     std::size_t begin = 0;
     Index bucket = relative.empty() ? 0 : bucket_of(relative[0]);
     for (std::size_t d = 1; d <= relative.size(); ++d) {

@@ -5,8 +5,8 @@
 /// Over consecutive positions a relative bias is a Toeplitz matrix: L1+L2-1 entries, not L1·L2 values.
 ///
 ///     b( 0)  b( 1)  b( 2)  b( 3)         entries   b(-2) b(-1) b(0) b(1) b(2) b(3)
-///     b(-1)  b( 0)  b( 1)  b( 2)    <-     row 0               [ 0    1    2    3 ]
-///     b(-2)  b(-1)  b( 0)  b( 1)           row 2   [-2   -1     0    1 ]
+///     b(-1)  b( 0)  b( 1)  b( 2)    <-     row 0               [b(0) b(1) b(2) b(3)]
+///     b(-2)  b(-1)  b( 0)  b( 1)           row 2   [b(-2) b(-1) b(0) b(1)]
 ///
 /// So a row is a span of the entries. Integers within a narrow range (packed rows, caches with small holes) have an
 /// entry for every integer in it, and keys are cut into runs of consecutive ones, a span each. Other integers (wide
@@ -48,13 +48,13 @@ class OffsetIndex {
   }
 
   /// False where there are no entries: read rows with `for_each_row`.
-  [[nodiscard]] bool indexed() const { return !relative_.empty(); }
+  [[nodiscard]] bool indexed() const { return !offsets_.empty(); }
 
   /// Whether every query and every key has a position.
   [[nodiscard]] bool covers_all() const { return at_.q.first() == 0 && at_.k.first() == 0; }
 
   /// Key minus query position of every entry, ascending.
-  [[nodiscard]] std::span<const double> offsets() const { return {relative_.data(), relative_.size()}; }
+  [[nodiscard]] std::span<const double> offsets() const { return {offsets_.data(), offsets_.size()}; }
 
   /// Calls `visit(OffsetSpan)` for the spans of a tile, query by query and key by key, if indexed. Queries and keys
   /// without a position have none.
@@ -162,9 +162,9 @@ class OffsetIndex {
     const Index pairs = rows() * at_.q.count() * at_.k.count();
     if (beyond_first >= static_cast<std::uint64_t>((std::min)(max_entries(), pairs))) return;
 
-    relative_.resize(static_cast<std::size_t>(beyond_first) + 1);
-    for (std::size_t c = 0; c < relative_.size(); ++c)
-      relative_[c] = static_cast<double>(lowest_ + static_cast<std::int64_t>(c));
+    offsets_.resize(static_cast<std::size_t>(beyond_first) + 1);
+    for (std::size_t c = 0; c < offsets_.size(); ++c)
+      offsets_[c] = static_cast<double>(lowest_ + static_cast<std::int64_t>(c));
     queries_ = PositionRuns(at_.q);
     keys_ = PositionRuns(at_.k);
     constexpr Index shortest_span = 12;
@@ -184,7 +184,7 @@ class OffsetIndex {
       for (Index i = 0; i < at_.q.count(); ++i)
         for (Index j = 0; j < at_.k.count(); ++j)
           if (entry_of.insert(difference(n, i, j)) && ++entries > most) return;
-    relative_ = entry_of.number();
+    offsets_ = entry_of.number();
     entry_of_ = std::move(entry_of);
   }
 
@@ -194,18 +194,18 @@ class OffsetIndex {
     const Index query = tile.query + i - at_.q.first();
     const auto relative = [&](Index key) { return difference(tile.batch, query, key - at_.k.first()); };
     const Index end_key = tile.key + tile.keys;
-    const auto entries = static_cast<Index>(relative_.size());
+    const auto entries = static_cast<Index>(offsets_.size());
     for (Index key = first_key; key < end_key;) {
       OffsetSpan span{i, key - tile.key, entry_of_(relative(key)), 1};
       Index next = span.entry + 1;
-      while (++key < end_key && next < entries && relative_[static_cast<std::size_t>(next)] == relative(key)) ++next;
+      while (++key < end_key && next < entries && offsets_[static_cast<std::size_t>(next)] == relative(key)) ++next;
       span.count = next - span.entry;
       visit(span);
     }
   }
 
   CheckedPairPositions at_;
-  std::vector<double> relative_;
+  std::vector<double> offsets_;
   // A range of entries:
   std::int64_t lowest_ = 0;  // relative position of the first
   PositionRuns queries_, keys_, joined_keys_;

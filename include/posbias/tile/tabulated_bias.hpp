@@ -148,6 +148,7 @@ TabulatedBias<Bias>::TabulatedBias(const Bias& bias, CheckedPairPositions at, co
 template <class Bias>
 template <Write how, class S>
 void TabulatedBias<Bias>::add(const LogitTile<S>& tile) const {
+  // The usual case: integers, most of them next to each other, and keys side by side.
   if constexpr (std::is_same_v<S, Scalar>)
     if (tabulated() && index_.in_runs() && tile.key_stride == 1) {
       const auto runs = index_.runs(tile);
