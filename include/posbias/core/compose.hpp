@@ -281,7 +281,7 @@ class Compose : public Module<Compose<Modules...>> {
     plan_mod_mask_backward(grad_mask, grad_q, grad_k, grad_v, q, k, v, at, grads)();
   }
 
-  /// The hooks, checked, to be called: the plans of all modules.
+  /// `mod_x`, checked, to be called: the plans of all modules.
   template <class X>
   [[nodiscard]] auto plan_mod_x(X& x, const TokenPositions& at = {}) const {
     const auto hooks = [this, &at](auto& x_) {
@@ -289,6 +289,7 @@ class Compose : public Module<Compose<Modules...>> {
     };
     return rounded_once<embeddings>(hooks, x);
   }
+  /// `mod_qkv`, checked, to be called.
   template <class Q, class K, class V>
   [[nodiscard]] auto plan_mod_qkv(Q& q, K& k, V& v, const PairPositions& at = {}) const {
     const auto hooks = [this, &at](auto& q_, auto& k_, auto& v_) {
@@ -296,6 +297,7 @@ class Compose : public Module<Compose<Modules...>> {
     };
     return rounded_once<changing(sizeof...(Modules))>(hooks, q, k, v);
   }
+  /// `mod_mask`, checked, to be called.
   template <class M, class Q, class K, class V>
   [[nodiscard]] auto plan_mod_mask(M& mask, const Q& q, const K& k, const V& v, const PairPositions& at = {}) const {
     const auto hooks = [this, &q, &k, &v, &at](auto& mask_) {
@@ -308,11 +310,13 @@ class Compose : public Module<Compose<Modules...>> {
       return rounded_once<biases>(hooks, mask);
     }
   }
+  /// `mod_x_backward`, checked, to be called.
   template <class G>
   [[nodiscard]] auto plan_mod_x_backward(G& grad_x, const TokenPositions& at, Gradients& grads) const {
     return this->plan_each_backwards(
         grads, [&](const auto& m, auto& part) { return m.plan_mod_x_backward(grad_x, at, part); });
   }
+  /// `mod_qkv_backward`, checked, to be called.
   template <class GQ, class GK, class GV, class Q, class K, class V>
   [[nodiscard]] auto plan_mod_qkv_backward(GQ& grad_q, GK& grad_k, GV& grad_v, const Q& q, const K& k, const V& v,
                                            const PairPositions& at, Gradients& grads) const {
@@ -329,6 +333,7 @@ class Compose : public Module<Compose<Modules...>> {
         detail::rounded_once(backward, grad_q, grad_k, grad_v);
       };
   }
+  /// `mod_mask_backward`, checked, to be called.
   template <class GM, class GQ, class GK, class GV, class Q, class K, class V>
   [[nodiscard]] auto plan_mod_mask_backward(GM& grad_mask, GQ& grad_q, GK& grad_k, GV& grad_v, const Q& q, const K& k,
                                             const V& v, const PairPositions& at, Gradients& grads) const {

@@ -46,14 +46,14 @@ template <class Scalar>
 struct PositionMlp {
   /// (Swish ->) Linear (-> Norm).
   struct Layer {
-    Linear<Scalar> linear;
-    std::optional<LayerNorm<Scalar>> norm;
-    bool swish;
+    Linear<Scalar> linear;                  ///< its linear map
+    std::optional<LayerNorm<Scalar>> norm;  ///< behind it, if there is one
+    bool swish;                             ///< before it
   };
 
-  Divide<Scalar> divide;
-  std::vector<Layer> layers{};
-  bool has_last = false;  ///< a linear layer after the hidden ones
+  Divide<Scalar> divide;        ///< the divisor of positions
+  std::vector<Layer> layers{};  ///< in order
+  bool has_last = false;        ///< a linear layer after the hidden ones
 
   /// Throws OptionError, naming `module`.
   PositionMlp(std::string_view module, const PositionMlpOptions& options, std::uint64_t seed)
@@ -70,6 +70,7 @@ struct PositionMlp {
     if (has_last) add_layer(options.dim, options.outputs, false, false);
   }
 
+  /// Whether a layer is the last one.
   [[nodiscard]] bool is_last(std::size_t layer) const { return layer + 1 == layers.size(); }
   /// Outputs of a layer, where only `of_last` outputs of the last one are wanted.
   [[nodiscard]] Index outputs(std::size_t layer, Index of_last) const {
