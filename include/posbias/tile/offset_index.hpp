@@ -32,7 +32,7 @@ namespace posbias::detail {
 /// Query and key are counted within a tile.
 struct OffsetSpan {
   Index query, key, entry, count;
-  bool same = false;
+  bool same;
 
   /// How many entries it reads.
   [[nodiscard]] Index width() const { return same ? 1 : count; }
@@ -67,7 +67,7 @@ class OffsetIndex {
       } else {
         const std::int64_t origin = at_.q.integer(tile.batch, tile.query + i - at_.q.first()) + lowest_;
         keys_.for_each(tile.batch, tile.key, tile.key + tile.keys, [&](const PositionRun& run) {
-          visit(OffsetSpan{i, run.begin - tile.key, static_cast<Index>(run.first - origin), run.count});
+          visit(OffsetSpan{i, run.begin - tile.key, static_cast<Index>(run.first - origin), run.count, false});
         });
       }
     }
@@ -196,7 +196,7 @@ class OffsetIndex {
     const Index end_key = tile.key + tile.keys;
     const auto entries = static_cast<Index>(offsets_.size());
     for (Index key = first_key; key < end_key;) {
-      OffsetSpan span{i, key - tile.key, entry_of_(relative(key)), 1};
+      OffsetSpan span{i, key - tile.key, entry_of_(relative(key)), 1, false};
       Index next = span.entry + 1;
       while (++key < end_key && next < entries && offsets_[static_cast<std::size_t>(next)] == relative(key)) ++next;
       span.count = next - span.entry;

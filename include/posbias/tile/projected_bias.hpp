@@ -174,7 +174,7 @@ class ProjectedBias {
         own.erase(std::unique(own.begin(), own.end()), own.end());
         for (std::size_t j = 0; j < relative.size(); ++j)
           spans.push_back({i, first_key + static_cast<Index>(j),
-                           std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1});
+                           std::lower_bound(own.begin(), own.end(), relative[j]) - own.begin(), 1, false});
         const Index stride = stride_of(own);
         r.assign(static_cast<std::size_t>(dim() * stride), 0);
         bias_->project(own, r.data(), stride, Executor());
@@ -189,7 +189,8 @@ class ProjectedBias {
     const Index behind = std::clamp<Index>(span.entry + span.count - 1 - last_entry_, 0, span.count - before);
     const Index between = span.count - before - behind;
     if (before > 0) spans.push_back({span.query, span.key, 0, before, true});
-    if (between > 0) spans.push_back({span.query, span.key + before, span.entry + before - first_entry_, between});
+    if (between > 0)
+      spans.push_back({span.query, span.key + before, span.entry + before - first_entry_, between, false});
     if (behind > 0)
       spans.push_back({span.query, span.key + before + between, last_entry_ - first_entry_, behind, true});
   }
