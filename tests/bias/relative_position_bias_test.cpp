@@ -110,10 +110,12 @@ TEMPLATE_TEST_CASE("RelativePositionBias: zeta's calling styles", "[golden]", do
       CHECK(bias.dimension(0) == 1);
       CHECK(bias.dimension(1) == options.n_heads);
       check_close(flat(bias), expected, golden_tolerance<TestType>);
+      if (step == 0) CHECK(flat(module.compute_bias(q_len, k_len)) == flat(bias));
       return;
     }
     const auto bias = module(2, q_len, k_len, step);
     CHECK(bias.dimension(0) == 2 * options.n_heads);
+    if (step == 0) CHECK(flat(module(2, q_len, k_len)) == flat(bias));
     check_close(flat(bias), expected, golden_tolerance<TestType>);
     // Its adjoint is that of (batch, NH, q, k), the same values in memory.
     auto grad = golden.tensor<TestType, 3>("grad_out.bias");

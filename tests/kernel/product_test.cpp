@@ -313,6 +313,30 @@ TEST_CASE("long sums lose less where they are added", "[product]") {
   CHECK(multiplied<Accumulate::extend>(1, 1, rows_of(a, 8), packed.panels, before, 8)[0] == 0x1p24F);
 }
 
+TEMPLATE_TEST_CASE("a matrix of 16 bits packs as its floats do", "[product]", Eigen::bfloat16, Eigen::half) {
+  using posbias::detail::Elements;
+  using posbias::detail::StoredMatrix;
+  constexpr Index columns = 21;
+  for (const Index count : {1, 63, 64, 65, 200}) {
+    const std::vector<float> values = numbers<float>(count * columns * 2, 1);
+    std::vector<TestType> stored(values.size());
+    std::vector<float> widened(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      stored[i] = static_cast<TestType>(values[i]);
+      widened[i] = static_cast<float>(stored[i]);
+    }
+    const std::array<std::array<Index, 2>, 3> strides{
+        {{columns, 1}, {1, count}, {2 * columns, 2}}};  // of terms, columns
+    for (const auto& [term, column] : strides) {
+      CAPTURE(count, term, column);
+      std::vector<float> packed(static_cast<std::size_t>(packed_size<float>(count, columns))), expected = packed;
+      pack(StoredMatrix<float>{Elements<const float>(stored.data()), term, column}, count, columns, packed.data());
+      pack(MatrixView<float>{widened.data(), term, column}, count, columns, expected.data());
+      CHECK(packed == expected);
+    }
+  }
+}
+
 TEST_CASE("a packed matrix is lanes of columns, term after term, zeros behind the last", "[product]") {
   constexpr Index width = lanes<double>;
   std::vector<double> matrix;

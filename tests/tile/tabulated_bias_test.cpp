@@ -180,6 +180,25 @@ Index evaluations_of(const std::function<void()>& call) {
   return Counting::evaluations;
 }
 
+TEST_CASE("what is assigned to a mask is the bias, and 0 where a query or a key has no position") {
+  const ALiBi<double> bias({.n_heads = 2});
+  const Logits q(1, 5, 2, 1), k(1, 6, 2, 1);
+  const auto with_positions = [](Index count) {
+    return Positions(std::vector<Index>(static_cast<std::size_t>(count), 3));
+  };
+  for (const Index of_queries : {0, 2, 5})
+    for (const Index of_keys : {0, 4, 6}) {
+      CAPTURE(of_queries, of_keys);
+      const PairPositions at{.q = with_positions(of_queries), .k = with_positions(of_keys)};
+      Logits added(1, 2, 5, 6), assigned(1, 2, 5, 6);
+      added.setZero();
+      assigned.setConstant(7);
+      bias.mod_mask(added, q, k, k, at);
+      bias.plan_mod_mask<Write::assign>(assigned, q, k, k, at)();
+      CHECK(std::equal(added.data(), added.data() + added.size(), assigned.data()));
+    }
+}
+
 TEST_CASE("a relative bias evaluates each distinct relative position once") {
   const Counting bias;
   const auto mask = [&](Index queries, Index keys, const PairPositions& at = {}) {
