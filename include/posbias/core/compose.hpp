@@ -23,8 +23,9 @@
 #include <utility>
 #include <vector>
 
-#include "posbias/core/infinity.hpp"
 #include "posbias/core/module.hpp"
+#include "posbias/core/plans.hpp"
+#include "posbias/core/summed_terms.hpp"
 #include "posbias/core/tensor_copies.hpp"
 
 namespace posbias {
@@ -33,15 +34,6 @@ template <class... Modules>
 class Compose;
 
 namespace detail {
-
-/// Calls `visit(i)` for i = 0 .. N-1, each a constant that can be a template argument.
-template <std::size_t N, class Visit>
-void for_each_constant(const Visit& visit) {
-  const auto call = [&]<std::size_t... I>(std::index_sequence<I...>) {
-    (visit(std::integral_constant<std::size_t, I>()), ...);
-  };
-  call(std::make_index_sequence<N>());
-}
 
 /// Calls `visitor` for the parameters of every element of a tuple, their names behind its place: "1.div".
 template <class Parts, class Visitor>
@@ -73,72 +65,6 @@ concept PreparedByAll = requires(const Modules&... m, const Q& q, const K& k, co
   (static_cast<void>(m.prepare(q, k, at)), ...);
 };
 
-/// Hooks, checked and still to be run, one after another.
-template <class... Plans>
-class PlanList {
- public:
-  explicit PlanList(std::tuple<Plans...> plans) : plans_(std::move(plans)) {}
-
-  void operator()() {
-    for_each_constant<sizeof...(Plans)>([&](auto i) { std::get<i>(plans_)(); });
-  }
-  void in_reverse() {
-    for_each_constant<sizeof...(Plans)>([&](auto i) { std::get<sizeof...(Plans) - 1 - i>(plans_)(); });
-  }
-
- private:
-  std::tuple<Plans...> plans_;
-};
-
-/// A list to be run from its end.
-template <class... Plans>
-auto in_reverse(PlanList<Plans...> list) {
-  return [list = std::move(list)]() mutable { list.in_reverse(); };
-}
-
-/// The plans of a module's hooks: its own, or, of a hook that has none, the hook itself.
-template <class M>
-struct Plans {
-  const M& module;
-
-  [[nodiscard]] auto plan_mod_x(auto&... args) const {
-    if constexpr (requires { module.plan_mod_x(args...); })
-      return module.plan_mod_x(args...);
-    else
-      return [&of = module, &args...] { of.mod_x(args...); };
-  }
-  [[nodiscard]] auto plan_mod_qkv(auto&... args) const {
-    if constexpr (requires { module.plan_mod_qkv(args...); })
-      return module.plan_mod_qkv(args...);
-    else
-      return [&of = module, &args...] { of.mod_qkv(args...); };
-  }
-  [[nodiscard]] auto plan_mod_mask(auto&... args) const {
-    if constexpr (requires { module.plan_mod_mask(args...); })
-      return module.plan_mod_mask(args...);
-    else
-      return [&of = module, &args...] { of.mod_mask(args...); };
-  }
-  [[nodiscard]] auto plan_mod_x_backward(auto&... args) const {
-    if constexpr (requires { module.plan_mod_x_backward(args...); })
-      return module.plan_mod_x_backward(args...);
-    else
-      return [&of = module, &args...] { of.mod_x_backward(args...); };
-  }
-  [[nodiscard]] auto plan_mod_qkv_backward(auto&... args) const {
-    if constexpr (requires { module.plan_mod_qkv_backward(args...); })
-      return module.plan_mod_qkv_backward(args...);
-    else
-      return [&of = module, &args...] { of.mod_qkv_backward(args...); };
-  }
-  [[nodiscard]] auto plan_mod_mask_backward(auto&... args) const {
-    if constexpr (requires { module.plan_mod_mask_backward(args...); })
-      return module.plan_mod_mask_backward(args...);
-    else
-      return [&of = module, &args...] { of.mod_mask_backward(args...); };
-  }
-};
-
 /// A mask of 16 bits that prepared biases can be added to, tile by tile, each rounded once. Biases bring the function along.
 template <class M, class Q, class K, class Module>
 concept TakesTiles = Storage16<ScalarOf<M>> &&
@@ -148,58 +74,6 @@ concept TakesTiles = Storage16<ScalarOf<M>> &&
 
 template <class... Modules>
 inline constexpr bool leaves_qkv_alone<Compose<Modules...>> = (leaves_qkv_alone<Modules> && ...);
-
-/// What several modules add to tiles of logits, one after another.
-template <class... Parts>
-class SummedTerms {
- public:
-  explicit SummedTerms(std::tuple<Parts...> parts) : parts_(std::move(parts)) {}
-
-  /// Not to 16 bits, which would be rounded by each part.
-  template <class Tile>
-  requires(!Storage16<std::remove_pointer_t<decltype(Tile::data)>>) void add_to(const Tile& tile) const {
-    for_each_part([&](auto i) { std::get<i>(parts_).add_to(tile); });
-  }
-
-  [[nodiscard]] bool hides() const {
-    return std::apply([](const auto&... part) { return (hides_keys(part) || ...); }, parts_);
-  }
-
-  void hide(const auto& tile) const {
-    for_each_part([&](auto i) { hide_keys(std::get<i>(parts_), tile); });
-  }
-
-  [[nodiscard]] bool heads_are_independent() const {
-    return std::apply([](const auto&... part) { return (part.heads_are_independent() && ...); }, parts_);
-  }
-
-  [[nodiscard]] bool accumulates() const {
-    return std::apply([](const auto&... part) { return (part.accumulates() || ...); }, parts_);
-  }
-
-  [[nodiscard]] auto accumulator(auto&& grad_q, auto&& grad_k) const {
-    return std::apply([&](const auto&... part) { return std::make_tuple(part.accumulator(grad_q, grad_k)...); },
-                      parts_);
-  }
-
-  void accumulate(const auto& tile, auto& sums) const {
-    for_each_part([&](auto i) {
-      if (std::get<i>(parts_).accumulates()) std::get<i>(parts_).accumulate(tile, std::get<i>(sums));
-    });
-  }
-
-  void finish(auto& sums, auto& grads) const {
-    for_each_part([&](auto i) { std::get<i>(parts_).finish(std::get<i>(sums), std::get<i>(grads.parts)); });
-  }
-
- private:
-  static void for_each_part(const auto& visit) { for_each_constant<sizeof...(Parts)>(visit); }
-
-  std::tuple<Parts...> parts_;
-};
-
-template <class... Parts>
-SummedTerms(std::tuple<Parts...>) -> SummedTerms<Parts...>;
 
 }  // namespace detail
 
