@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// \file
-/// Rows of sines and cosines for the tokens of a hook's call: computed in it, or looked up where they were made ahead.
+/// Rows of sines and cosines for the tokens of a hook's call: computed in it, or looked up where they are precomputed.
 #pragma once
 
 #include <Eigen/Core>
@@ -20,7 +20,7 @@
 
 namespace posbias::detail {
 
-/// The sinusoids of a module. A value; copies share what was made ahead.
+/// The sinusoids of a module. A value; copies share what is precomputed.
 template <class Scalar>
 class CosSinCache {
  public:
